@@ -1,0 +1,1 @@
+"""Papers: one paper, one file, one name, in a folder a family."""
