@@ -29,53 +29,90 @@ class Kind:
         """Raise one sentence if `properties` has a name that components of this kind do not declare."""
         for name in properties:
             if name not in self.properties and name not in COMMON:
-                raise unknown(f"property of {self.name} components ({component})", name,
-                              [*self.properties, *COMMON])
+                raise unknown(
+                    f"property of {self.name} components ({component})", name, [*self.properties, *COMMON]
+                )
 
 
 _ALL = [
-    Kind("activation", "nn.Module: tensor of any shape -> tensor of the same shape", {
-        "smooth": "continuously differentiable",
-        "monotone": "never decreases",
-        "odd": "f(-x) = -f(x)",
-        "even": "f(-x) = f(x)",
-        "bounded": "(low, high) that every output lies in",
-        "lipschitz": "largest slope",
-        "positively_homogeneous": "f(c x) = c f(x) for c > 0",
-        "zero_at_zero": "f(0) = 0",
-        "elementwise": "each output depends on its own input alone (default True)",
-        "inverse": "method `inverse` undoes it",
-    }),
-    Kind("layer", "nn.Module in place of a named torch.nn layer", {
-        "replaces": "name of the torch.nn layer whose arguments and shapes it shares, such as 'Linear'",
-    }),
-    Kind("mixer", "nn.Module: (B, T, D) -> (B, T, D)", {
-        "causal": "True always, False never, 'option' when the constructor takes causal=",
-        "step": "method `step(x, state) -> (y, state)` gives the same outputs one token at a time",
-    }),
-    Kind("model", "nn.Module with a `tiny` preset", {
-        "example": "function(batch, generator) -> Example(inputs, targets, loss) that the tiny preset takes",
-    }),
-    Kind("transform", "callable: model (and data) -> model", {
-        "example": "function(generator) -> (model, example input, further arguments of the transform)",
-        "preserves": "largest difference between the outputs before and after; None where they may change",
-    }),
-    Kind("trainer", "optimizer, loss, or object with fit", {
-        "trains": "'optimizer', 'loss' or 'fit': which of the three the component is",
-        "example": "function(generator) -> arguments of one small fit (for 'fit') or of the loss (for 'loss')",
-    }),
-    Kind("initializer", "callable on a model", {
-        "example": "function(generator) -> (model, further arguments of the initializer)",
-        "promise": "function(model, *arguments) -> {statistic: (value, low, high)}",
-    }),
+    Kind(
+        "activation",
+        "nn.Module: tensor of any shape -> tensor of the same shape",
+        {
+            "smooth": "continuously differentiable",
+            "monotone": "never decreases",
+            "odd": "f(-x) = -f(x)",
+            "even": "f(-x) = f(x)",
+            "bounded": "(low, high) that every output lies in",
+            "lipschitz": "largest slope",
+            "positively_homogeneous": "f(c x) = c f(x) for c > 0",
+            "zero_at_zero": "f(0) = 0",
+            "elementwise": "each output depends on its own input alone (default True)",
+            "inverse": "method `inverse` undoes it",
+        },
+    ),
+    Kind(
+        "layer",
+        "nn.Module in place of a named torch.nn layer",
+        {
+            "replaces": "name of the torch.nn layer whose arguments and shapes it shares, such as 'Linear'",
+        },
+    ),
+    Kind(
+        "mixer",
+        "nn.Module: (B, T, D) -> (B, T, D)",
+        {
+            "causal": "True always, False never, 'option' when the constructor takes causal=",
+            "step": "method `step(x, state) -> (y, state)` gives the same outputs one token at a time",
+        },
+    ),
+    Kind(
+        "model",
+        "nn.Module with a `tiny` preset",
+        {
+            "example": "function(batch, generator) -> Example(inputs, targets, loss) that the tiny preset takes",
+        },
+    ),
+    Kind(
+        "transform",
+        "callable: model (and data) -> model",
+        {
+            "example": "function(generator) -> (model, example input, further arguments of the transform)",
+            "preserves": "largest difference between the outputs before and after; None where they may change",
+        },
+    ),
+    Kind(
+        "trainer",
+        "optimizer, loss, or object with fit",
+        {
+            "trains": "'optimizer', 'loss' or 'fit': which of the three the component is",
+            "example": "function(generator) -> arguments of one small fit (for 'fit') or of the loss (for 'loss')",
+        },
+    ),
+    Kind(
+        "initializer",
+        "callable on a model",
+        {
+            "example": "function(generator) -> (model, further arguments of the initializer)",
+            "promise": "function(model, *arguments) -> {statistic: (value, low, high)}",
+        },
+    ),
     Kind("analysis", "callable -> Finding", _FINDING),
     Kind("study", "callable -> Finding", _FINDING),
-    Kind("search", "callable: space, objective, budget -> trials", {
-        "example": "function() -> (space, objective, best value), a space with a known optimum",
-    }),
-    Kind("benchmark", "generator of items and scorer of answers", {
-        "options": "options of a small instance for the checks",
-    }),
+    Kind(
+        "search",
+        "callable: space, objective, budget -> trials",
+        {
+            "example": "function() -> (space, objective, best value), a space with a known optimum",
+        },
+    ),
+    Kind(
+        "benchmark",
+        "generator of items and scorer of answers",
+        {
+            "options": "options of a small instance for the checks",
+        },
+    ),
     Kind("survey", "map of other entries", {}),
 ]
 

@@ -59,8 +59,9 @@ class Collection:
 def own_collection() -> Collection:
     """Return the collection that ships with this package."""
     catalog = Path(__file__).parent
-    return Collection("workingpapers.papers", catalog.parent / "papers",
-                      catalog / "papers.jsonl", catalog / "ledger.jsonl")
+    return Collection(
+        "workingpapers.papers", catalog.parent / "papers", catalog / "papers.jsonl", catalog / "ledger.jsonl"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -70,8 +71,11 @@ def collections() -> tuple[Collection, ...]:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         spec = find_spec(entry.value) if "." not in entry.value else None
         if spec is None or not spec.submodule_search_locations:
-            warnings.warn(f"the plug-in {entry.name!r} names {entry.value!r}, which is no installed "
-                          "top-level package; its papers are left out", stacklevel=2)
+            warnings.warn(
+                f"the plug-in {entry.name!r} names {entry.value!r}, which is no installed "
+                "top-level package; its papers are left out",
+                stacklevel=2,
+            )
             continue
         folder = Path(next(iter(spec.submodule_search_locations)))
         found.append(Collection(entry.value, folder, folder / "papers.jsonl", folder / "ledger.jsonl"))
@@ -101,13 +105,17 @@ def _indexed() -> dict[str, tuple[Record, Collection]]:
         try:
             lines = collection.records_file.read_text("utf-8").splitlines()
         except OSError as error:
-            raise WorkingPapersError(f"cannot read the records of {collection.package} "
-                                     f"({collection.records_file}): {error.strerror}") from None
+            raise WorkingPapersError(
+                f"cannot read the records of {collection.package} "
+                f"({collection.records_file}): {error.strerror}"
+            ) from None
         for number, line in enumerate(lines, 1):
             record = parse_record(line, f"{collection.records_file}:{number}")
             if record.id in index:
-                raise WorkingPapersError(f"the paper {record.id!r} is recorded twice: in "
-                                         f"{index[record.id][1].package} and in {collection.package}")
+                raise WorkingPapersError(
+                    f"the paper {record.id!r} is recorded twice: in "
+                    f"{index[record.id][1].package} and in {collection.package}"
+                )
             index[record.id] = record, collection
     return index
 

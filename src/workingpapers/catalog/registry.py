@@ -49,7 +49,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of a paper: a function of (budget, seed) that returns evidence, and the rule that judges it."""
+    """One claim of a paper: a function of (budget, seed) that returns evidence, and the rule that judges."""
 
     paper: str
     name: str
@@ -65,7 +65,9 @@ _components: dict[str, Component] = {}
 _claims: dict[str, dict[str, Claim]] = {}
 
 
-def paper(id: str, *, part: str | None = None, kind: str | None = None, **properties: Any) -> Callable[[T], T]:
+def paper(
+    id: str, *, part: str | None = None, kind: str | None = None, **properties: Any
+) -> Callable[[T], T]:
     """Register the decorated class or function as the component of the paper `id`.
 
     `part` names a further component of the same paper (`repvgg.block`), `kind` its kind where that is not
@@ -79,16 +81,24 @@ def paper(id: str, *, part: str | None = None, kind: str | None = None, **proper
     def register(target: T) -> T:
         known = _components.get(name)
         if known is not None and _origin(known.target) != _origin(target):
-            raise WorkingPapersError(f"the name {name!r} is taken twice: by {_origin(known.target)} "
-                                     f"and by {_origin(target)}")
+            raise WorkingPapersError(
+                f"the name {name!r} is taken twice: by {_origin(known.target)} and by {_origin(target)}"
+            )
         _components[name] = Component(name, chosen.name, target, properties)
         return target
 
     return register
 
 
-def claim(id: str, says: str, *, holds: Rule, figure: str | None = None, seeds: int | Sequence[int] = 5,
-          calibrated: str | None = None) -> Callable[[T], T]:
+def claim(
+    id: str,
+    says: str,
+    *,
+    holds: Rule,
+    figure: str | None = None,
+    seeds: int | Sequence[int] = 5,
+    calibrated: str | None = None,
+) -> Callable[[T], T]:
     """Register the decorated function of (budget, seed) as the measurement of a claim of the paper `id`.
 
     `holds` is the rule, fixed before the run; `figure` the paper's own figure; `seeds` how many (from 0) or
@@ -119,8 +129,8 @@ def _files() -> dict[str, Path]:
         for path in sorted(collection.folder.glob("*/[!_]*.py")):
             known = records().get(path.stem)
             if known is None or known.family != path.parent.name:
-                home = f"{known.family}/{known.id}.py" if known else "no record"
-                raise WorkingPapersError(f"{path} does not fit the records: for {path.stem!r} they have {home}")
+                home = f"the place {known.family}/{known.id}.py" if known else "nothing"
+                raise WorkingPapersError(f"{path} does not fit the records, which have {home} for it")
             found[path.stem] = path
     return found
 
@@ -146,8 +156,10 @@ def load(id: str) -> dict[str, Component]:
     """Import the file of the paper `id` and return its components by name, the paper's own first."""
     path = path_of(id)
     if path is None:
-        raise WorkingPapersError(f"the paper {id!r} is in the catalogue but not written yet; "
-                                 "`workingpapers list --working` prints those that are")
+        raise WorkingPapersError(
+            f"the paper {id!r} is in the catalogue but not written yet; "
+            "`workingpapers list --working` prints those that are"
+        )
     importlib.import_module(f"{collection_of(id).package}.{path.parent.name}.{id}")
     own = {name: c for name, c in _components.items() if name.split(".")[0] == id}
     if id not in own:

@@ -1,0 +1,243 @@
+"""How differences are judged: bootstrap intervals, Holm's correction, and the seeds still needed.
+
+An interval is a percentile bootstrap of the mean, so it may lean to one side, widened for few seeds by
+sqrt(n / (n - 1)) * t(n - 1) / z: the first factor undoes the bootstrap's too small variance, the second
+allows for estimating it (Hesterberg 2015, "What teachers should know about the bootstrap", Section 5.3).
+Other levels scale its 95 % arms by Student's t.  Unwidened, ten seeds give a false alarm in 9 % of
+comparisons without a difference; widened, in about 5 %.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+Z = 1.959963984540054  # the normal distribution's 97.5 % point
+MIN_BOOTSTRAP = 4  # with fewer values a bootstrap has too few distinct resamples; Student's t stands in
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the interval around it."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float = 0.95
+
+    def excludes(self, value: float) -> bool:
+        """Tell whether `value` lies outside the interval."""
+        return bool(value < self.low or value > self.high)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A bootstrapped mean: the estimate, its standard errors below and above, and the degrees of freedom."""
+
+    estimate: float
+    below: float
+    above: float
+    freedom: float
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Return the interval that covers the true mean with probability `level`."""
+        from scipy.stats import t
+
+        if self.freedom <= 0:
+            return Interval(self.estimate, -math.inf, math.inf, level)
+        quantile = float(t.ppf((1 + level) / 2, self.freedom))
+        return Interval(
+            self.estimate, self.estimate - quantile * self.below, self.estimate + quantile * self.above, level
+        )
+
+    def p_value(self) -> float:
+        """Return the smallest error rate at which the interval excludes 0 (two-sided)."""
+        from scipy.stats import t
+
+        error = self.below if self.estimate > 0 else self.above
+        if self.estimate == 0 or self.freedom <= 0:
+            return 1.0
+        return float(2 * t.sf(abs(self.estimate) / error, self.freedom)) if error else 0.0
+
+
+def paired_sample(differences: Sequence[float]) -> Sample:
+    """Bootstrap the mean of paired `differences` (one a seed)."""
+    values = np.asarray(differences, float)
+    return _sample(float(values.mean()), [_bootstrap(values, 0)])
+
+
+def unpaired_sample(values: Sequence[float], baseline: Sequence[float]) -> Sample:
+    """Bootstrap the difference of two independent means, with Welch's degrees of freedom."""
+    one, two = np.asarray(values, float), np.asarray(baseline, float)
+    first, second = _bootstrap(one, 0), _bootstrap(two, 1)
+    return _sample(float(one.mean() - two.mean()), [first, (-second[0], *second[1:])])
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Return the mean of `values` and its interval; one value has no finite interval."""
+    return paired_sample(values).interval(level)
+
+
+@lru_cache(maxsize=64)
+def _weights(n: int, stream: int) -> NDArray[np.float64]:
+    """Return (RESAMPLES, n) weights of the resampled means, the same for every call."""
+    rng = np.random.default_rng([n, stream])
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    return counts / n - 1 / n
+
+
+def _bootstrap(values: NDArray[np.float64], stream: int) -> tuple[NDArray[np.float64], float, float]:
+    """Return (deviations of resampled means, squared standard error, degrees of freedom)."""
+    n = len(values)
+    if n < 2:
+        return np.empty(0), math.nan, 0.0
+    square_error = float(values.var(ddof=1)) / n
+    if n < MIN_BOOTSTRAP:
+        return np.empty(0), square_error, n - 1
+    return (_weights(n, stream) @ values) * math.sqrt(n / (n - 1)), square_error, n - 1
+
+
+def _sample(estimate: float, parts: list[tuple[NDArray[np.float64], float, float]]) -> Sample:
+    square = sum(p[1] for p in parts)
+    if any(p[2] < 1 for p in parts):
+        return Sample(estimate, math.nan, math.nan, 0.0)
+    welch = sum(p[1] ** 2 / p[2] for p in parts)
+    freedom = float(square**2 / welch if welch > 0 else min(p[2] for p in parts))
+    if any(not len(p[0]) for p in parts):
+        return Sample(estimate, math.sqrt(square), math.sqrt(square), freedom)
+    low, high = np.quantile(sum(p[0] for p in parts), [0.025, 0.975]) / Z
+    return Sample(estimate, float(-low), float(high), freedom)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A variant held against the baseline: the word, the interval (corrected), and what it rests on."""
+
+    word: str
+    interval: Interval
+    p_value: float
+    pairs: int
+    diverged: int
+    seeds_needed: int | None
+
+    BETTER = "better"
+    WORSE = "worse"
+    NONE = "no difference shown"
+
+
+def judge(
+    variants: Mapping[str, Mapping[int, float]],
+    baseline: str,
+    *,
+    goal: str = "max",
+    paired: bool = True,
+    alpha: float = 0.05,
+    detect: float | None = None,
+) -> dict[str, Difference]:
+    """Hold every variant against `baseline`; `variants` maps name -> {seed: metric, nan if it diverged}.
+
+    `goal` is 'max' or 'min'.  The chance of any false word among all variants is at most `alpha` (Holm).
+    `detect` is the difference to be told (default: the observed one) for which `seeds_needed` is given.
+    A variant that diverged where the baseline did not is never better; it is worse if that happened in
+    more seeds than chance allows (sign test).
+    """
+    base = variants[baseline]
+    samples = {
+        name: _differences(values, base, paired) for name, values in variants.items() if name != baseline
+    }
+    p_values = {name: min(s.p_value(), 1.0) if s else 1.0 for name, (s, _, _) in samples.items()}
+    levels = holm_levels(p_values, alpha)
+    return {
+        name: _word(sample, lost, pairs, p_values[name], levels[name], goal, detect)
+        for name, (sample, lost, pairs) in samples.items()
+    }
+
+
+def holm_levels(p_values: Mapping[str, float], alpha: float = 0.05) -> dict[str, float]:
+    """Return the error rate at which each p-value is tested under Holm's step-down procedure.
+
+    Rejecting where p <= level is Holm's decision: from the first p-value that is not rejected on, all
+    share the level at which it was tested.
+    """
+    levels: dict[str, float] = {}
+    level, stopped = alpha, False
+    for rank, name in enumerate(sorted(p_values, key=lambda n: p_values[n])):
+        if not stopped:
+            level = alpha / (len(p_values) - rank)
+            stopped = p_values[name] > level
+        levels[name] = level
+    return levels
+
+
+def _differences(
+    values: Mapping[int, float], base: Mapping[int, float], paired: bool
+) -> tuple[Sample | None, tuple[int, int], int]:
+    """Return (sample of differences, seeds where only the variant or only the baseline diverged, pairs)."""
+    if not paired:
+        one = [v for v in values.values() if math.isfinite(v)]
+        two = [v for v in base.values() if math.isfinite(v)]
+        lost = (len(values) - len(one), len(base) - len(two))
+        return (unpaired_sample(one, two) if one and two else None), lost, min(len(one), len(two))
+    seeds = sorted(values.keys() & base.keys())
+    differences = [values[s] - base[s] for s in seeds if math.isfinite(values[s]) and math.isfinite(base[s])]
+    only_variant = sum(not math.isfinite(values[s]) and math.isfinite(base[s]) for s in seeds)
+    only_base = sum(math.isfinite(values[s]) and not math.isfinite(base[s]) for s in seeds)
+    sample = paired_sample(differences) if differences else None
+    return sample, (only_variant, only_base), len(differences)
+
+
+def _word(
+    sample: Sample | None,
+    lost: tuple[int, int],
+    pairs: int,
+    p: float,
+    level: float,
+    goal: str,
+    detect: float | None,
+) -> Difference:
+    from scipy.stats import binomtest
+
+    interval = sample.interval(1 - level) if sample else Interval(math.nan, -math.inf, math.inf, 1 - level)
+    sign = 0
+    if interval.excludes(0.0):
+        sign = 1 if (interval.low > 0) == (goal == "max") else -1
+    if sum(lost) and binomtest(max(lost), sum(lost)).pvalue <= level:
+        sign = -1 if lost[0] > lost[1] else 1
+    elif (lost[0] and sign > 0) or (lost[1] and sign < 0):
+        sign = 0
+    word = {1: Difference.BETTER, -1: Difference.WORSE, 0: Difference.NONE}[sign]
+    error = (sample.below + sample.above) / 2 if sample else math.nan
+    spread = error * math.sqrt(pairs)
+    target = abs(detect if detect is not None else interval.estimate)
+    return Difference(word, interval, p, pairs, lost[0], seeds_needed(spread, target, alpha=level))
+
+
+def seeds_needed(spread: float, difference: float, *, power: float = 0.8, alpha: float = 0.05) -> int | None:
+    """Return how many seeds tell a true `difference` in `power` of cases when differences vary by `spread`.
+
+    Two-sided paired t-test; None where no number up to 100,000 does or either argument is not usable.
+    """
+    from scipy.stats import nct, t
+
+    if not (math.isfinite(spread) and math.isfinite(difference)) or difference <= 0:
+        return None
+    if spread == 0:
+        return 2
+
+    def enough(n: int) -> bool:
+        limit = t.ppf(1 - alpha / 2, n - 1)
+        return bool(nct.sf(limit, n - 1, difference / spread * math.sqrt(n)) >= power)
+
+    low, high = 2, 2
+    while not enough(high):
+        low, high = high, high * 2
+        if high > 100_000:
+            return None
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return 2 if enough(2) else high

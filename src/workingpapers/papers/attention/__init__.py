@@ -1,0 +1,1 @@
+"""Papers of the family attention, one file each."""

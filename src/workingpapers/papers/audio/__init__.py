@@ -1,0 +1,1 @@
+"""Papers of the family audio, one file each."""

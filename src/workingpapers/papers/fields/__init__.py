@@ -1,0 +1,1 @@
+"""Papers of the family fields, one file each."""

@@ -1,0 +1,1 @@
+"""Papers of the family geometry, one file each."""

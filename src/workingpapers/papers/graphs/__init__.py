@@ -1,0 +1,1 @@
+"""Papers of the family graphs, one file each."""

@@ -1,0 +1,1 @@
+"""Papers of the family hyper, one file each."""

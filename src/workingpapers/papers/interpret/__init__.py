@@ -1,0 +1,1 @@
+"""Papers of the family interpret, one file each."""

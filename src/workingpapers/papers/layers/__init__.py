@@ -1,0 +1,1 @@
+"""Papers of the family layers, one file each."""

@@ -1,0 +1,1 @@
+"""Papers of the family private, one file each."""

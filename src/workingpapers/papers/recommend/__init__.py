@@ -1,0 +1,1 @@
+"""Papers of the family recommend, one file each."""

@@ -1,0 +1,1 @@
+"""Papers of the family recurrent, one file each."""

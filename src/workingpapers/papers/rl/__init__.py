@@ -1,0 +1,1 @@
+"""Papers of the family rl, one file each."""

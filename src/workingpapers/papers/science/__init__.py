@@ -1,0 +1,1 @@
+"""Papers of the family science, one file each."""

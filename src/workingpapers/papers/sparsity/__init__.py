@@ -1,0 +1,1 @@
+"""Papers of the family sparsity, one file each."""

@@ -1,0 +1,1 @@
+"""Papers of the family theory, one file each."""

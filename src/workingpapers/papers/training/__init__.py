@@ -1,0 +1,1 @@
+"""Papers of the family training, one file each."""
