@@ -1,0 +1,174 @@
+"""compare: which variant is better on a task or on the user's own function, and how sure that is."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from workingpapers.errors import WorkingPapersError, unknown
+from workingpapers.experiments.cells import Cell, Experiment, code_version
+from workingpapers.experiments.comparison import Comparison, choose_goal, choose_metric
+from workingpapers.experiments.engine import run_experiment
+from workingpapers.experiments.store import Store
+from workingpapers.experiments.variants import TaskRun, Variant, WithObjects, check_run, expand, task_code
+
+UNPAIRED_STRIDE = 100_000  # seeds of an unpaired comparison: apart by more than anyone's number of seeds
+
+
+def compare(
+    run: Callable[..., Any] | str,
+    over: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    seeds: int | Sequence[int] = 10,
+    paired: bool = True,
+    baseline: Mapping[str, Any] | None = None,
+    metric: str | None = None,
+    goal: str | None = None,
+    detect: float | None = None,
+    budget: str = "quick",
+    device: str = "cpu",
+    workers: int | None = None,
+    threads: int = 1,
+    on: str = "local",
+    timeout: float | None = None,
+    store: Store | str | Path | None = None,
+    progress: Callable[[Any], None] | None = None,
+) -> Comparison:
+    """Run every combination of `over` on every seed and hold each against the baseline.
+
+    Args:
+        run: your function of (the names in `over`, seed), 'file.py:function', 'module:function', or the name of
+            one of our tasks.  It returns a number, a dict of numbers, or yields dicts (a learning curve, whose
+            last point is the result).
+        over: what varies: name -> values.  The first combination is the baseline unless `baseline` says which.
+        seeds: how many (from 0) or which.  All variants share them, and with them data order and
+            initialisation, unless `paired` is False.
+        metric: which figure counts; needed where `run` gives several.  goal: 'max' or 'min'; by default losses
+            and errors are minimised, everything else is maximised.
+        detect: the difference you care about; the result says how many seeds tell it.
+        budget, device: for our tasks: 'quick' or 'full', 'cpu' or 'cuda'.
+        workers, threads: processes at once (default: as many as fit the cores), torch threads of each run.
+        on: 'local', 'ray', or 'ray=ADDRESS'.
+        timeout: seconds after which a run is ended.
+        store: where runs are kept (default: the user's data folder); what it holds is not run again.
+
+    Raises:
+        WorkingPapersError: one sentence, before anything is run, where the arguments do not fit.
+    """
+    variants, objects = expand(over)
+    function, code, metric, goal = _resolve(run, variants, budget, device, metric, goal)
+    check_run(function, variants) if not isinstance(function, TaskRun) else None
+    base = _baseline(baseline, variants)
+    cells = [
+        Cell(v, s, code=task_code(v) if isinstance(function, TaskRun) else "")
+        for v, column in zip(variants, _seeds(seeds, paired, len(variants)), strict=True)
+        for s in column
+    ]
+    name = run if isinstance(run, str) else getattr(run, "__name__", "run")
+    experiment = Experiment(
+        name,
+        WithObjects(function, objects) if objects else function,
+        code,
+        cells,
+        threads=threads,
+        device=device,
+    )
+    opened = store if isinstance(store, Store) else Store(store)
+    runs = run_experiment(
+        experiment, store=opened, workers=workers, on=on, timeout=timeout, progress=progress
+    )
+    chosen = choose_metric(runs, metric)
+    return Comparison(name, runs, variants, base, chosen, choose_goal(chosen, goal), paired, detect)
+
+
+def _resolve(
+    run: Callable[..., Any] | str,
+    variants: Sequence[Variant],
+    budget: str,
+    device: str,
+    metric: str | None,
+    goal: str | None,
+) -> tuple[Callable[..., Any], str, str | None, str | None]:
+    """Return the function to run, its code version, and the metric and goal as far as they are known."""
+    if isinstance(run, str) and ":" not in run:
+        from workingpapers.tasks import task
+
+        found = task(run)
+        function = TaskRun(run, budget, device)
+        function.check(variants)
+        return (
+            function,
+            code_version(type(function)),
+            metric or found.metric,
+            goal or (found.goal if metric in (None, found.metric) else None),
+        )
+    function = load_function(run) if isinstance(run, str) else run
+    if not callable(function):
+        raise WorkingPapersError(f"run must be a function, 'file.py:function' or a task's name; got {run!r}")
+    return function, code_version(function), metric, goal
+
+
+def load_function(address: str) -> Callable[..., Any]:
+    """Return the function at 'file.py:function' or 'module:function'."""
+    place, _, name = address.rpartition(":")
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    functions = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+    if name not in functions:
+        raise unknown(f"function in {place}", name, functions)
+    return getattr(module, name)  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        near = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise unknown("file", str(path), near)
+    name = f"workingpapers_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return _execute(lambda: spec.loader.exec_module(module), module, path)  # type: ignore[union-attr]
+
+
+def _load_module(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    found: list[ModuleType] = []
+    _execute(lambda: found.append(importlib.import_module(name)), None, name)
+    return found[0]
+
+
+def _execute(load: Callable[[], Any], module: Any, what: Any) -> Any:
+    try:
+        load()
+    except Exception as error:
+        raise WorkingPapersError(f"cannot load {what}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _baseline(baseline: Mapping[str, Any] | None, variants: Sequence[Variant]) -> Variant:
+    if baseline is None:
+        return variants[0]
+    matching = [v for v in variants if all(v.get(k) == value for k, value in baseline.items())]
+    if len(matching) != 1:
+        raise WorkingPapersError(
+            f"the baseline {dict(baseline)} must name exactly one of the {len(variants)} "
+            f"variants; it fits {len(matching)}"
+        )
+    return matching[0]
+
+
+def _seeds(seeds: int | Sequence[int], paired: bool, variants: int) -> list[list[int]]:
+    if isinstance(seeds, bool) or (isinstance(seeds, int) and seeds < 1):
+        raise WorkingPapersError(f"seeds must be a number of at least 1 or a list of seeds; got {seeds!r}")
+    chosen = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise WorkingPapersError(f"seeds must be different whole numbers, at least one; got {seeds!r}")
+    return [[s + (0 if paired else i * UNPAIRED_STRIDE) for s in chosen] for i in range(variants)]

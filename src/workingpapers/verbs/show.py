@@ -1,0 +1,128 @@
+"""show: what a paper is, its formula, how to use it here, and whether its claims held."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from workingpapers.catalog.ledger import status
+from workingpapers.catalog.records import Record, record
+from workingpapers.catalog.registry import collection_of, path_of
+
+USAGE = {
+    "activation": ('{id} = make("{id}")', "y = {id}(x)  # any shape"),
+    "layer": ('layer = make("{id}", ...)  # the arguments of the torch layer it replaces', "y = layer(x)"),
+    "mixer": ('mixer = make("{id}", dim=64)', "y = mixer(x)  # (batch, tokens, dim)"),
+    "model": ('model = make("{id}", **component("{id}").target.presets["tiny"])', "y = model(x)"),
+    "transform": (
+        'transform = make("{id}")',
+        "model = transform(model)  # a new model; yours stays as it is",
+    ),
+    "trainer": ('optimizer = make("{id}", model.parameters())', "optimizer.step()"),
+    "initializer": ('initialize = make("{id}")', "initialize(model)"),
+    "analysis": ('analyse = make("{id}")', "print(analyse(...))  # a Finding: numbers, reading, figure"),
+    "study": ('study = make("{id}")', "print(study())  # a Finding: numbers, reading, figure"),
+    "search": ('search = make("{id}")', "trials = search(space, objective, budget=100)"),
+    "benchmark": ('benchmark = make("{id}")', "items = benchmark.items(seed=0, n=10)"),
+    "survey": ('survey = make("{id}")', "survey.branches  # what it maps, and which entries work"),
+}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Everything that `show` prints about one paper."""
+
+    record: Record
+    works: bool
+    contract: str | None
+    verdicts: dict[str, dict[str, Any]]
+    usage: list[str]
+    source: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the sheet as a dictionary for `--json`."""
+        r = self.record
+        facts = {
+            k: getattr(r, k)
+            for k in (
+                "id",
+                "title",
+                "year",
+                "arxiv",
+                "code",
+                "family",
+                "kind",
+                "summary",
+                "formula",
+                "fidelity",
+                "fidelity_note",
+            )
+        }
+        return {
+            **facts,
+            "claims": list(r.claims),
+            "works": self.works,
+            "contract": self.contract,
+            "usage": self.usage,
+            "source": self.source,
+            "verdicts": self.verdicts,
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Return the sheet as plain lines of text."""
+        r = self.record
+        head = [f"{r.id}  ({r.family}, {r.kind})  {r.title} ({r.year})", "", f"  {r.summary}"]
+        formula = ["", f"    {r.formula}"] if r.formula else []
+        state = (
+            "works here" if self.works else "not written yet" if self.source is None else "does not work yet"
+        )
+        facts = [
+            "",
+            f"  State      {state}; contract: {self.contract or 'not run'}",
+            f"  Fidelity   {r.fidelity}: {r.fidelity_note}",
+            f"  Paper      {r.url or 'no arXiv number'}",
+            f"  Authors'   {r.code or 'no public code known'}",
+        ]
+        source = [f"  Source     {self.source}"] if self.source else []
+        use = ["", "  Use", *(f"    {line}" for line in self.usage)] if self.source else []
+        return [*head, *formula, *facts, *source, *use, *self._claims()]
+
+    def _claims(self) -> list[str]:
+        lines = ["", "  Claims"]
+        for claim in self.record.claims:
+            figure = f"  (paper: {claim['figure']})" if claim["figure"] else ""
+            lines.append(f"    - {claim['says']}{figure}")
+        if self.verdicts:
+            lines += ["", "  Measured here"]
+        for name, entry in self.verdicts.items():
+            stale = ", stale: the file has changed since" if entry["stale"] else ""
+            lines.append(
+                f"    {entry['result']:<14} {name} ({entry['budget']}, {len(entry['seeds'])} seeds, "
+                f"{entry['finished'][:10]}{stale})"
+            )
+            lines.append(f"                   rule: {entry['rule']}")
+            for figure, i in entry["figures"].items():
+                lines.append(
+                    f"                   {figure} {number(i['estimate'])} "
+                    f"[{number(i['low'])}, {number(i['high'])}]"
+                )
+        return lines
+
+
+def number(value: Any) -> str:
+    """Write a figure with four significant digits; nan and inf stand as words."""
+    return f"{float(value):.4g}"
+
+
+def show(id: str) -> Sheet:
+    """Return the sheet of the paper `id`; an unknown id raises with the nearest ones."""
+    found, known, path = record(id), status(id), path_of(id)
+    usage = [
+        "from workingpapers import make"
+        if found.kind != "model"
+        else "from workingpapers import component, make",
+        *(line.format(id=id) for line in USAGE[found.kind]),
+    ]
+    source = f"{collection_of(id).package}.{found.family}.{id}" if path else None
+    return Sheet(found, known.works, known.contract, dict(known.verdicts), usage, source)
