@@ -1,7 +1,7 @@
 """check: does a paper's contract pass, and do its own claims hold here?"""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -111,3 +111,37 @@ def contract_entry(checked: Checked) -> dict[str, Any]:
 
 def _results(report: Report) -> dict[str, str]:
     return {name: str(result) for name, result in report.results.items()}
+
+
+def check_many(words: Sequence[str], *, families: Sequence[str] = (), all: bool = False, record: bool = False,
+               **options: Any) -> Iterator[Checked]:
+    """Check the papers meant by `words` (ids, or paper:claim), families or all; yield each as it is done.
+
+    With `record`, each goes into the ledger before it is yielded.
+    """
+    if options.get("seeds") is not None and record:
+        raise WorkingPapersError("--seeds is for calibrating a rule; its verdicts cannot be recorded")
+    claims_of: dict[str, list[str]] = {}
+    for word in words:
+        id, _, claim = word.partition(":")
+        claims_of.setdefault(id, []).extend([claim] if claim else [])
+    opened = options.pop("store", None)
+    options["store"] = opened if isinstance(opened, Store) else Store(opened)
+    for id in chosen(list(claims_of), families, all):
+        checked = check(id, names=claims_of.get(id) or None, **options)
+        if record:
+            write_ledger(checked)
+        yield checked
+
+
+def parse_seeds(text: str | None) -> list[int] | None:
+    """Read '1000-1004' or '3,5,8' as seeds; None stays None."""
+    if text is None:
+        return None
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        if not low.isdigit() or not (high or low).isdigit() or int(high or low) < int(low):
+            raise WorkingPapersError(f"seeds are given as 1000-1004 or 3,5,8; got {text!r}")
+        seeds += range(int(low), int(high or low) + 1)
+    return seeds

@@ -14,7 +14,7 @@ from workingpapers.experiments.cells import Cell, Experiment, code_version
 from workingpapers.experiments.comparison import Comparison, choose_goal, choose_metric
 from workingpapers.experiments.engine import run_experiment
 from workingpapers.experiments.store import Store
-from workingpapers.experiments.variants import TaskRun, Variant, WithObjects, check_run, expand, task_code
+from workingpapers.experiments.variants import TaskRun, Variant, WithObjects, check_run, expand
 
 UNPAIRED_STRIDE = 100_000  # seeds of an unpaired comparison: apart by more than anyone's number of seeds
 
@@ -64,7 +64,7 @@ def compare(
     check_run(function, variants) if not isinstance(function, TaskRun) else None
     base = _baseline(baseline, variants)
     cells = [
-        Cell(v, s, code=task_code(v) if isinstance(function, TaskRun) else "")
+        Cell(v, s)
         for v, column in zip(variants, _seeds(seeds, paired, len(variants)), strict=True)
         for s in column
     ]
@@ -128,7 +128,7 @@ def _load_file(path: Path) -> ModuleType:
         raise unknown("file", str(path), near)
     name = f"workingpapers_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # a .py file always has both
+    assert spec is not None  # a .py file always has a spec
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     folder = str(path.parent.resolve())
@@ -172,3 +172,42 @@ def _seeds(seeds: int | Sequence[int], paired: bool, variants: int) -> list[list
     if not chosen or len(set(chosen)) != len(chosen):
         raise WorkingPapersError(f"seeds must be different whole numbers, at least one; got {seeds!r}")
     return [[s + (0 if paired else i * UNPAIRED_STRIDE) for s in chosen] for i in range(variants)]
+
+
+def parse_arguments(arguments: Sequence[str], task: str | None) -> tuple[str, dict[str, list[Any]]]:
+    """Read the shell's words: 'file.py:function' unless a task is named, then name=value,value,..."""
+    words = list(arguments)
+    function = task or (words.pop(0) if words and "=" not in words[0] else None)
+    if function is None:
+        raise WorkingPapersError("say what to run: file.py:function, or --task NAME (`workingpapers tasks` lists them)")
+    over: dict[str, list[Any]] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not equals or not name or not values:
+            raise WorkingPapersError(f"what varies is given as name=value,value,...; got {word!r}")
+        if name in over:
+            raise WorkingPapersError(f"{name!r} is given twice; list its values with commas")
+        over[name] = [parse_value(v) for v in values.split(",")]
+    return function, over
+
+
+def parse_baseline(words: str | None) -> dict[str, Any] | None:
+    """Read name=value[,name=value]; None stays None."""
+    if words is None:
+        return None
+    pairs = [word.partition("=") for word in words.split(",")]
+    if not all(name and equals and value for name, equals, value in pairs):
+        raise WorkingPapersError(f"the baseline is given as name=value[,name=value]; got {words!r}")
+    return {name: parse_value(value) for name, _, value in pairs}
+
+
+def parse_value(word: str) -> int | float | bool | str | None:
+    """Read a word as a whole number, a number, true/false, none, or else as it stands."""
+    if word.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[word.lower()]
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word

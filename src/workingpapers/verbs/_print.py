@@ -1,0 +1,158 @@
+"""How results look in a terminal: tables that fit it, progress that stays silent elsewhere."""
+
+import json as _json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from workingpapers.catalog.find import Match
+    from workingpapers.claims import Verdict
+    from workingpapers.experiments.comparison import Comparison, Row
+    from workingpapers.verbs.check import Checked
+
+COLOURS = {"better": "green", "worse": "red", "holds": "green", "does not hold": "red", "not shown": "yellow"}
+
+
+def console() -> Console:
+    """Return a console on standard output; where that is no terminal, lines are not cut at 80 columns."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=max(found.width, 160))
+
+
+def json(content: Any) -> None:
+    """Print `content` as JSON; nan and inf become null, which JSON has."""
+    from workingpapers.experiments.comparison import finite
+
+    print(_json.dumps(finite(content), indent=1, ensure_ascii=False))
+
+
+def rows(content: Sequence[Mapping[str, Any]]) -> None:
+    """Print dictionaries of the same keys as a table."""
+    table = Table(*(content[0] if content else ()), box=None, header_style="bold")
+    for row in content:
+        table.add_row(*(str(v) for v in row.values()))
+    console().print(table)
+
+
+def matches(found: "Sequence[Match]") -> None:
+    """Print search results, best first: id, whether it works here, kind, and our sentence."""
+    from workingpapers.catalog.ledger import works
+
+    if not found:
+        print("nothing found; try fewer or other words, or leave a filter out")
+        return
+    table = Table("paper", "works", "kind", "what it is", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for match in found:
+        r = match.record
+        table.add_row(f"[bold]{r.id}[/bold]", "yes" if works(r.id) else "-", r.kind, f"{r.summary} ({r.year})")
+    console().print(table)
+
+
+def records(content: Sequence[Mapping[str, Any]]) -> None:
+    """Print the catalogue: one line a paper, and how many work."""
+    table = Table("paper", "family", "kind", "contract", "claims measured here", "title", box=None,
+                  header_style="bold", padding=(0, 2, 0, 0))
+    for row in content:
+        words = [v["result"] + (" (stale)" if v["stale"] else "") for v in row["verdicts"].values()]
+        said = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
+        table.add_row(row["id"], row["family"], row["kind"], row["contract"] or "-", said or "-", row["title"])
+    console().print(table)
+    print(f"{len(content)} papers, {sum(bool(r['works']) for r in content)} of them work here")
+
+
+def comparison(result: "Comparison") -> None:
+    """Print a comparison: one row a variant with its difference to the baseline, then what failed."""
+    direction = "higher" if result.goal == "max" else "lower"
+    table = Table("variant", f"{result.metric}", "difference", "95 % interval*", "verdict", "seeds", "to tell",
+                  "s/run", "MB", title=f"{result.name}: {result.metric}, {direction} is better", box=None,
+                  header_style="bold", title_justify="left", padding=(0, 2, 0, 0))
+    for row in result.rows:
+        table.add_row(*_cells(row))
+    out = console()
+    out.print(table)
+    level = "corrected for the number of variants (Holm); " if len(result.variants) > 2 else ""
+    out.print(f"[dim]* {level}{'paired by seed' if result.paired else 'unpaired'}; 'to tell': seeds that would tell "
+              f"{'the difference asked for' if result.detect else 'the difference seen'}[/dim]", soft_wrap=True)
+    for run in result.failures:
+        out.print(f"[red]{run.status}[/red] {_variant(run.variant)} seed {run.seed}: {run.error or ''}",
+                  soft_wrap=True)
+
+
+def _variant(variant: Mapping[str, Any]) -> str:
+    return " ".join(f"{k}={v}" for k, v in variant.items())
+
+
+def _cells(row: "Row") -> list[str]:
+    seeds = str(row.seeds) + (f" ({row.diverged} diverged)" if row.diverged else "") + \
+        (f" ({row.failed} failed)" if row.failed else "")
+    mean = f"{row.mean:.4g} ± {row.spread:.2g}" if row.seeds else "-"
+    cost = [_short(row.seconds), _short(row.peak_memory / 2**20)]
+    d = row.difference
+    if d is None:
+        return [row.label, mean, "", "", "baseline", seeds, "", *cost]
+    interval = f"[{d.interval.low:+.3g}, {d.interval.high:+.3g}]" if math.isfinite(d.interval.low) else "-"
+    estimate = f"{d.interval.estimate:+.3g}" if math.isfinite(d.interval.estimate) else "-"
+    colour = COLOURS.get(d.word)
+    word = f"[{colour}]{d.word}[/{colour}]" if colour else d.word
+    return [row.label, mean, estimate, interval.replace("[", r"\["), word, seeds, str(d.seeds_needed or "-"), *cost]
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "-"
+
+
+def checked(result: "Checked") -> None:
+    """Print what a check of one paper gave: failing checks of its contract, then each claim's verdict."""
+    out = console()
+    for name, report in result.contracts.items():
+        state = "[green]passed[/green]" if report.passed else "[red]failed[/red]"
+        out.print(f"[bold]{name}[/bold]  contract {state} ({len(report.results)} checks)")
+        for check, why in (report.failures if not report.passed else {}).items():
+            out.print(f"    [red]{check}[/red]: {why}", soft_wrap=True)
+    for verdict in result.verdicts:
+        _claim(out, verdict)
+
+
+def _claim(out: Console, verdict: "Verdict") -> None:
+    colour = COLOURS[verdict.verdict]
+    out.print(f"[bold]{verdict.paper}:{verdict.claim}[/bold]  {verdict.says}", soft_wrap=True)
+    if verdict.figure:
+        out.print(f"    paper    {verdict.figure}", soft_wrap=True)
+    for name, i in verdict.figures.items():
+        interval = "" if i.low == i.high else f"  [{i.low:.4g}, {i.high:.4g}]".replace("[", r"\[")
+        out.print(f"    here     {name} {i.estimate:.4g}{interval}")
+    out.print(f"    rule     {verdict.rule}", soft_wrap=True)
+    if verdict.calibrated:
+        out.print(f"    changed  {verdict.calibrated}", soft_wrap=True)
+    out.print(f"    verdict  [{colour}]{verdict.verdict}[/{colour}]  ({verdict.budget} budget, "
+              f"{len(verdict.seeds)} seeds, {verdict.seconds:.0f} s)")
+    for error in verdict.errors:
+        out.print(f"    [red]no evidence[/red] {error}", soft_wrap=True)
+
+
+def report(path: str, comparisons: "Sequence[Comparison]" = (), verdicts: "Iterable[Verdict]" = ()) -> None:
+    """Write the HTML report and say where it is."""
+    from workingpapers.report import write_report
+
+    print(f"report: {write_report(path, comparisons=list(comparisons), verdicts=list(verdicts))}")
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Any]:
+    """Give a progress callback for the engine: a live table on a terminal, nothing elsewhere.
+
+    Ctrl-C inside is answered with one sentence and goes on to the caller.
+    """
+    from workingpapers.verbs._progress import Live
+
+    try:
+        with Live(Console(stderr=True), quiet=quiet) as live:
+            yield live
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; finished runs are kept, and the same command goes on from here")
+        raise
