@@ -7,13 +7,20 @@ from typing import Any
 from workingpapers.errors import WorkingPapersError, unknown
 
 COMMON = {
-    "deterministic": "the same input gives the same output (default True)",
+    "options": "options of the small instance that the checks build (default: the component's own defaults)",
+    "deterministic": "the same input gives the same output, whatever the global seed (default True)",
     "known_failures": "{check: one sentence why it fails}; a listed check that passes is an error too",
 }
 
+_MODULE = {
+    "batched": "the first dimension of inputs and outputs is the batch (default True)",
+    "batch_independent": "in evaluation mode an output depends on its own example alone (default True)",
+    "surrogate_gradient": "the backward pass is, on purpose, not the derivative (default False)",
+}
+
 _FINDING = {
-    "example": "function(generator) -> the arguments of one small run",
-    "invariances": "{name: function(arguments) -> other arguments that must give the same numbers}",
+    "example": "function(generator) -> tuple of the arguments of one small run",
+    "invariances": "{name: function(*arguments) -> tuple of other arguments that must give the same numbers}",
 }
 
 
@@ -43,12 +50,14 @@ _ALL = [
             "monotone": "never decreases",
             "odd": "f(-x) = -f(x)",
             "even": "f(-x) = f(x)",
-            "bounded": "(low, high) that every output lies in",
-            "lipschitz": "largest slope",
+            "bounded": "(low, high) that every output lies in, or False where outputs grow without end",
+            "lipschitz": "largest slope, or False where there is none",
             "positively_homogeneous": "f(c x) = c f(x) for c > 0",
             "zero_at_zero": "f(0) = 0",
             "elementwise": "each output depends on its own input alone (default True)",
             "inverse": "method `inverse` undoes it",
+            "example": "function(batch, generator) -> input (default: 7 features, 8 if not elementwise)",
+            **_MODULE,
         },
     ),
     Kind(
@@ -56,14 +65,21 @@ _ALL = [
         "nn.Module in place of a named torch.nn layer",
         {
             "replaces": "name of the torch.nn layer whose arguments and shapes it shares, such as 'Linear'",
+            "arguments": "positional arguments of the small instance (default: by the layer that it replaces)",
+            "example": "function(batch, generator) -> inputs (default: by the layer that it replaces)",
+            **_MODULE,
         },
     ),
     Kind(
         "mixer",
         "nn.Module: (B, T, D) -> (B, T, D)",
         {
-            "causal": "True always, False never, 'option' when the constructor takes causal=",
-            "step": "method `step(x, state) -> (y, state)` gives the same outputs one token at a time",
+            "dim": "width of the small instance, the constructor's first argument (default 16)",
+            "causal": "True always, False never, 'option' when the constructor takes causal= (default False)",
+            "mask": "forward takes mask=, (B, T) bool, True for real tokens (default True)",
+            "step": "method `step(x, state) -> (y, state)`, x and y (B, D), state None at first, gives the "
+            "outputs of the parallel form one token at a time",
+            **_MODULE,
         },
     ),
     Kind(
@@ -71,13 +87,16 @@ _ALL = [
         "nn.Module with a `tiny` preset",
         {
             "example": "function(batch, generator) -> Example(inputs, targets, loss) that the tiny preset takes",
+            "loss_floor": "the least loss that there is on the example (default 0)",
+            **_MODULE,
         },
     ),
     Kind(
         "transform",
         "callable: model (and data) -> model",
         {
-            "example": "function(generator) -> (model, example input, further arguments of the transform)",
+            "example": "function(generator) -> (model, input or tuple of inputs of the model, further arguments "
+            "of the transform, ...)",
             "preserves": "largest difference between the outputs before and after; None where they may change",
         },
     ),
@@ -86,14 +105,16 @@ _ALL = [
         "optimizer, loss, or object with fit",
         {
             "trains": "'optimizer', 'loss' or 'fit': which of the three the component is",
-            "example": "function(generator) -> arguments of one small fit (for 'fit') or of the loss (for 'loss')",
+            "example": "for 'fit': function(generator) -> tuple of the arguments of one small fit; for 'loss': "
+            "function(generator) -> (outputs, targets, perfect outputs)",
+            "steps": "steps of the small run that lowers the loss (default 20 for 'fit', 500 for 'optimizer')",
         },
     ),
     Kind(
         "initializer",
         "callable on a model",
         {
-            "example": "function(generator) -> (model, further arguments of the initializer)",
+            "example": "function(generator) -> (model, further arguments of the initializer, ...)",
             "promise": "function(model, *arguments) -> {statistic: (value, low, high)}",
         },
     ),
@@ -104,15 +125,10 @@ _ALL = [
         "callable: space, objective, budget -> trials",
         {
             "example": "function() -> (space, objective, best value), a space with a known optimum",
+            "budget": "evaluations in the small run (default 40)",
         },
     ),
-    Kind(
-        "benchmark",
-        "generator of items and scorer of answers",
-        {
-            "options": "options of a small instance for the checks",
-        },
-    ),
+    Kind("benchmark", "generator of items and scorer of answers", {}),
     Kind("survey", "map of other entries", {}),
 ]
 

@@ -1,0 +1,43 @@
+"""The subject of a contract: a component, what it declares, and how it is built for the checks."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from workingpapers.errors import WorkingPapersError
+
+
+class Subject:
+    """A component under its contract; each kind's own subject knows how to build and to call it.
+
+    `required` names the properties that the contract of the kind cannot do without.
+    """
+
+    required: tuple[str, ...] = ()
+
+    def __init__(self, name: str, target: Callable[..., Any], properties: Mapping[str, Any]) -> None:
+        self.name = name
+        self.target = target
+        self.properties = properties
+        self.options: dict[str, Any] = dict(properties.get("options") or {})
+        for needed in self.required:
+            if properties.get(needed) is None:
+                raise WorkingPapersError(
+                    f"the contract of {name} needs the property {needed!r}, which is not declared"
+                )
+
+    def declared(self, name: str, default: Any = None) -> Any:
+        """Return the declared value of the property `name`, or `default`."""
+        value = self.properties.get(name)
+        return default if value is None else value
+
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Return the parameters of the constructor, or of the function itself."""
+        return inspect.signature(self.target).parameters
+
+    def make(self) -> Any:
+        """Return what `make` gives: an instance of a class, or a function with its options bound."""
+        if inspect.isclass(self.target):
+            return self.target(**self.options)
+        return partial(self.target, **self.options) if self.options else self.target
