@@ -20,9 +20,10 @@ CLICKS = {
     "amazon_electronics_sample": "amazon_electronics_sample.csv",
     "amazon_books_sample": "amazon_books_sample.csv",
 }
-BYTEREC_COLUMNS = (
-    "uid user_city item_id author_id item_city channel finish like music_id device time duration_time".split()
-)
+BYTEREC_COLUMNS = [
+    *("uid", "user_city", "item_id", "author_id", "item_city", "channel"),
+    *("finish", "like", "music_id", "device", "time", "duration_time"),
+]
 
 
 def clicks(name: str) -> list[dict[str, str]]:
