@@ -34,9 +34,9 @@ class ModuleSubject(Subject):
             raise ContractFailure(f"building it gives a {type(module).__name__}, which is no nn.Module")
         return module.to(dtype)
 
-    def shaken(self, dtype: torch.dtype = torch.float64) -> nn.Module:
+    def shaken(self, dtype: torch.dtype = torch.float64, **changes: Any) -> nn.Module:
         """Return an instance in evaluation mode whose weights are moved a little, off zeros and ties."""
-        module = self.build(dtype=dtype).eval()
+        module = self.build(dtype=dtype, **changes).eval()
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for parameter in module.parameters():
