@@ -15,6 +15,7 @@ from workingpapers.tasks.language import LanguageModelling
 from workingpapers.tasks.models import cnn, mlp, residual_cnn
 from workingpapers.tasks.problems import Classification, Problem, Regression
 from workingpapers.tasks.randomness import initialise
+from workingpapers.tasks.table import TASKS, Task, task
 from workingpapers.tasks.training import Result, fit
 from workingpapers.tasks.transformers import char_gpt, vit
 
@@ -22,6 +23,7 @@ __all__ = [
     "FULL",
     "GCN",
     "QUICK",
+    "TASKS",
     "Budget",
     "Classification",
     "Example",
@@ -31,6 +33,7 @@ __all__ = [
     "Problem",
     "Regression",
     "Result",
+    "Task",
     "budget",
     "char_gpt",
     "cnn",
@@ -39,5 +42,6 @@ __all__ = [
     "mlp",
     "normalised_adjacency",
     "residual_cnn",
+    "task",
     "vit",
 ]

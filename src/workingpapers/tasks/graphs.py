@@ -17,15 +17,17 @@ from workingpapers.tasks.randomness import apart
 class NodeClassification(Problem):
     """Label the nodes of a graph, all of it a batch: a model takes (features, propagation matrix).
 
-    The features of a node sum to one; the matrix is that of `normalised_adjacency`.  Measured on the test
-    nodes: loss and accuracy, and `val_accuracy` on the validation nodes.
+    The features of a node sum to one, and come as a sparse tensor if `sparse`; the matrix is that of
+    `normalised_adjacency`.  Measured on the test nodes: loss and accuracy, and `val_accuracy` on the
+    validation nodes.
     """
 
     metrics = ("loss", "accuracy", "val_accuracy")
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.x = graph.x / graph.x.sum(1, keepdim=True).clamp(min=1.0)
+    def __init__(self, graph: Graph, sparse: bool = False) -> None:
+        self.graph, self.sparse = graph, sparse
+        x = graph.x / graph.x.sum(1, keepdim=True).clamp(min=1.0)
+        self.x = x.to_sparse() if sparse else x
         self.propagation = normalised_adjacency(graph.edges, len(graph.x))
 
     def to(self, device: torch.device) -> Self:
@@ -33,7 +35,7 @@ class NodeClassification(Problem):
         tensors = {
             name: getattr(self.graph, name).to(device) for name in ("x", "edges", "y", "train", "val", "test")
         }
-        return type(self)(replace(self.graph, **tensors))
+        return type(self)(replace(self.graph, **tensors), self.sparse)
 
     def steps_per_epoch(self, batch: int) -> int:
         """Return 1: the graph is one batch."""
@@ -75,8 +77,9 @@ def normalised_adjacency(edges: Tensor, nodes: int) -> Tensor:
 class GCN(nn.Module):
     """A graph convolutional network: each layer is activation(P x W), the last one without activation.
 
-    `activation` is a factory; dropout acts on the input of each layer.  Takes features (N, F) and the sparse
-    propagation matrix (N, N); gives logits (N, K).  Kipf and Welling (2017), equation 9.
+    `activation` is a factory; dropout acts on the input of each layer.  Takes features (N, F), dense or
+    sparse, and the sparse propagation matrix (N, N); gives logits (N, K).  Kipf and Welling (2017),
+    equation 9.
     """
 
     def __init__(
@@ -101,7 +104,17 @@ class GCN(nn.Module):
     def forward(self, x: Tensor, propagation: Tensor) -> Tensor:
         """Return the logits of every node."""
         for i, (layer, bias) in enumerate(zip(self.layers, self.biases, strict=True)):
-            x = torch.sparse.mm(propagation, layer(self.dropout(x))) + bias
+            x = torch.sparse.mm(propagation, self._transform(layer, x)) + bias
             if i < len(self.activations):
                 x = self.activations[i](x)
         return x
+
+    def _transform(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Return dropout(x) W; of a sparse x only the stored numbers are drawn for."""
+        if not x.is_sparse:
+            out: Tensor = layer(self.dropout(x))
+            return out
+        values = self.dropout(x.values())
+        x = torch.sparse_coo_tensor(x.indices(), values, x.shape, is_coalesced=True, check_invariants=False)
+        product: Tensor = torch.sparse.mm(x, layer.get_parameter("weight").T)
+        return product
