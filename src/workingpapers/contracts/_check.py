@@ -1,6 +1,6 @@
 """What a check is: a name, a promise in words, a function that raises where the promise is broken."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -67,3 +67,9 @@ def expect(kept: bool, happened: str) -> None:
     """Raise `ContractFailure` that says what `happened` unless the promise was `kept`."""
     if not kept:
         raise ContractFailure(happened)
+
+
+def expect_none(found: Sequence[object], happened: str) -> None:
+    """Raise with the first of what was found, in the place of {} in `happened`, if anything was."""
+    if found:
+        raise ContractFailure(happened.format(found[0]))

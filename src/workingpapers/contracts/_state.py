@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from workingpapers.contracts._check import Contract, ContractFailure, expect
+from workingpapers.contracts._check import Contract, ContractFailure, expect, expect_none
 from workingpapers.contracts._module import ModuleSubject, call, evaluate, train_one_step
 from workingpapers.contracts._tensors import (
     expect_close,
@@ -204,5 +204,5 @@ def _no_warnings(subject: ModuleSubject) -> None:
         repr(module)
         train_one_step(module, subject.inputs())
         outputs = evaluate(module, subject.inputs())
-    expect(not caught, f"it warned: {caught[0].message}" if caught else "")
+    expect_none([warning.message for warning in caught], "it warned: {}")
     expect_finite(outputs, "the outputs after one training step")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from workingpapers.contracts._check import Contract, expect, is_true
+from workingpapers.contracts._check import Contract, expect, expect_none, is_true
 from workingpapers.contracts._module import ModuleSubject, call, evaluate
 from workingpapers.contracts._tensors import (
     NAMES,
@@ -77,8 +77,7 @@ def _wrong_derivatives(subject: ModuleSubject) -> list[str]:
     when=lambda properties: not properties.get("surrogate_gradient"),
 )
 def _gradients(subject: ModuleSubject) -> None:
-    wrong = _wrong_derivatives(subject)
-    expect(not wrong, wrong[0] if wrong else "")
+    expect_none(_wrong_derivatives(subject), "{}")
 
 
 @contract.check(

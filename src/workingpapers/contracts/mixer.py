@@ -28,7 +28,8 @@ class MixerSubject(ModuleSubject):
 
     def mixer(self, causal: bool) -> nn.Module:
         """Return a mixer with slightly moved weights in evaluation mode, in float64, causal or not."""
-        return self.shaken(**({"causal": causal} if self.declared("causal", False) == "option" else {}))
+        changes: dict[str, Any] = {"causal": causal} if self.declared("causal", False) == "option" else {}
+        return self.shaken(**changes)
 
     def modes(self) -> list[bool]:
         """Return which values of causal the mixer has."""

@@ -1,0 +1,5 @@
+"""The contract of studies: a finding of finite numbers that keeps the invariances it declares."""
+
+from workingpapers.contracts._finding import contract
+
+__all__ = ["contract"]
