@@ -1,16 +1,21 @@
 """The shell's doors to the verbs: names, options and help.  Heavy imports happen inside the commands."""
 
 import sys
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from workingpapers import __version__
 from workingpapers.errors import WorkingPapersError
 
-app = typer.Typer(name="workingpapers", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
-                  context_settings={"help_option_names": ["-h", "--help"]},
-                  help="Neural-network papers that work: find one, use it, compare it, check its claim.")
+app = typer.Typer(
+    name="workingpapers",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Neural-network papers that work: find one, use it, compare it, check its claim.",
+)
 
 
 def _ids(incomplete: str) -> list[str]:
@@ -38,22 +43,26 @@ def _tasks(incomplete: str) -> list[str]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Family = Annotated[Optional[str], typer.Option(help="Only papers of this family.", autocompletion=_families)]
-Kind = Annotated[Optional[str], typer.Option(help="Only papers of this kind.", autocompletion=_kinds)]
+Family = Annotated[str | None, typer.Option(help="Only papers of this family.", autocompletion=_families)]
+Kind = Annotated[str | None, typer.Option(help="Only papers of this kind.", autocompletion=_kinds)]
 Working = Annotated[bool, typer.Option("--working", help="Only papers that work here.")]
 Id = Annotated[str, typer.Argument(help="A paper's id, such as golu.", autocompletion=_ids)]
-Store = Annotated[Optional[str], typer.Option(help="SQLite file of runs; default: the user's data folder.")]
-Workers = Annotated[Optional[int], typer.Option(help="Processes at once; default: as many as fit the cores.")]
+Store = Annotated[str | None, typer.Option(help="SQLite file of runs; default: the user's data folder.")]
+Workers = Annotated[int | None, typer.Option(help="Processes at once; default: as many as fit the cores.")]
 On = Annotated[str, typer.Option(help="Where runs go: local, ray, or ray=ADDRESS.")]
 Budget = Annotated[str, typer.Option(help="quick (minutes on two cores) or full.")]
-ReportFile = Annotated[Optional[str], typer.Option("--report", help="Write a self-contained HTML report here.")]
+ReportFile = Annotated[str | None, typer.Option("--report", help="Write a self-contained HTML report here.")]
 
 
 @app.command(epilog="Example: workingpapers find 'replace softmax in attention' --kind mixer")
-def find(query: Annotated[list[str], typer.Argument(help="What you are looking for, in your own words.")],
-         family: Family = None, kind: Kind = None, working: Working = False,
-         limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many to print.")] = 10,
-         as_json: Json = False) -> None:
+def find(
+    query: Annotated[list[str], typer.Argument(help="What you are looking for, in your own words.")],
+    family: Family = None,
+    kind: Kind = None,
+    working: Working = False,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="How many to print.")] = 10,
+    as_json: Json = False,
+) -> None:
     """Search the catalogue by meaning and words; typing errors are forgiven."""
     from workingpapers.verbs import _print
     from workingpapers.verbs.find import as_dict
@@ -83,27 +92,37 @@ def list_(family: Family = None, kind: Kind = None, working: Working = False, as
     _print.json(rows) if as_json else _print.records(rows)
 
 
-@app.command(epilog="Examples: workingpapers compare train.py:run activation=relu,golu lr=1e-3,3e-3 --seeds 10  |  "
-                    "workingpapers compare --task fashion_mnist-mlp activation=relu,gelu,golu --report out.html")
+@app.command(
+    epilog="Examples: workingpapers compare train.py:run activation=relu,golu lr=1e-3,3e-3 --seeds 10  |  "
+    "workingpapers compare --task fashion_mnist-mlp activation=relu,gelu,golu --report out.html"
+)
 def compare(
-    arguments: Annotated[list[str], typer.Argument(help="file.py:function (left out with --task), then what "
-                                                        "varies: name=value,value,...  The first is the baseline.")],
-    task: Annotated[Optional[str], typer.Option(help="One of our tasks in place of your function.",
-                                                autocompletion=_tasks)] = None,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            help="file.py:function (left out with --task), then what "
+            "varies: name=value,value,...  The first is the baseline."
+        ),
+    ],
+    task: Annotated[
+        str | None, typer.Option(help="One of our tasks in place of your function.", autocompletion=_tasks)
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a variant, from 0.")] = 10,
     unpaired: Annotated[bool, typer.Option("--unpaired", help="Give every variant its own seeds.")] = False,
-    baseline: Annotated[Optional[str], typer.Option(help="The baseline: name=value[,name=value].")] = None,
-    metric: Annotated[Optional[str], typer.Option(help="The figure that counts, where a run gives several.")] = None,
-    goal: Annotated[Optional[str], typer.Option(help="max or min; default: by the metric's name.")] = None,
-    detect: Annotated[Optional[float], typer.Option(help="The difference you care about.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The baseline: name=value[,name=value].")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="The figure that counts, where a run gives several.")
+    ] = None,
+    goal: Annotated[str | None, typer.Option(help="max or min; default: by the metric's name.")] = None,
+    detect: Annotated[float | None, typer.Option(help="The difference you care about.")] = None,
     budget: Budget = "quick",
     device: Annotated[str, typer.Option(help="cpu or cuda, for our tasks.")] = "cpu",
     workers: Workers = None,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads of each run.")] = 1,
     on: On = "local",
-    timeout: Annotated[Optional[float], typer.Option(help="Seconds after which a run is ended.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which a run is ended.")] = None,
     store: Store = None,
-    out: Annotated[Optional[str], typer.Option(help="Write every run here: .csv, .parquet or .json.")] = None,
+    out: Annotated[str | None, typer.Option(help="Write every run here: .csv, .parquet or .json.")] = None,
     report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
@@ -117,9 +136,24 @@ def compare(
 
     function, over = parse_arguments(arguments, task)
     with _print.progress(quiet=as_json) as show_progress:
-        result = run(function, over, seeds=seeds, paired=not unpaired, baseline=parse_baseline(baseline),
-                     metric=metric, goal=goal, detect=detect, budget=budget, device=device, workers=workers,
-                     threads=threads, on=on, timeout=timeout, store=store, progress=show_progress)
+        result = run(
+            function,
+            over,
+            seeds=seeds,
+            paired=not unpaired,
+            baseline=parse_baseline(baseline),
+            metric=metric,
+            goal=goal,
+            detect=detect,
+            budget=budget,
+            device=device,
+            workers=workers,
+            threads=threads,
+            on=on,
+            timeout=timeout,
+            store=store,
+            progress=show_progress,
+        )
     print(result.to_json()) if as_json else _print.comparison(result)
     if out:
         result.save(out)
@@ -129,19 +163,31 @@ def compare(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Examples: workingpapers check golu  |  workingpapers check --family activations --budget full")
+@app.command(
+    epilog="Examples: workingpapers check golu  |  workingpapers check --family activations --budget full"
+)
 def check(
-    ids: Annotated[Optional[list[str]], typer.Argument(help="Papers to check; paper:claim picks one claim.",
-                                                       autocompletion=_ids)] = None,
-    family: Annotated[Optional[list[str]], typer.Option(help="All written papers of a family.",
-                                                        autocompletion=_families)] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="Papers to check; paper:claim picks one claim.", autocompletion=_ids),
+    ] = None,
+    family: Annotated[
+        list[str] | None, typer.Option(help="All written papers of a family.", autocompletion=_families)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All written papers.")] = False,
     budget: Budget = "quick",
-    seeds: Annotated[Optional[str], typer.Option(help="Other seeds, such as 1000-1004, to calibrate a rule; "
-                                                      "never recorded.")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Other seeds, such as 1000-1004, to calibrate a rule; never recorded."),
+    ] = None,
     claims_only: Annotated[bool, typer.Option("--claims-only", help="Leave the contracts out.")] = False,
-    record: Annotated[bool, typer.Option("--record", help="Write contracts and verdicts into the ledger.")] = False,
-    workers: Workers = None, on: On = "local", store: Store = None, report: ReportFile = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write contracts and verdicts into the ledger.")
+    ] = False,
+    workers: Workers = None,
+    on: On = "local",
+    store: Store = None,
+    report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
     """Check the contract of papers and measure whether their own claims hold here.
@@ -153,9 +199,19 @@ def check(
 
     found = []
     with _print.progress(quiet=as_json) as show_progress:
-        for checked in check_many(ids or [], families=family or [], all=everything, budget=budget,
-                                  seeds=parse_seeds(seeds), contract=not claims_only, record=record,
-                                  store=store, workers=workers, on=on, progress=show_progress):
+        for checked in check_many(
+            ids or [],
+            families=family or [],
+            all=everything,
+            budget=budget,
+            seeds=parse_seeds(seeds),
+            contract=not claims_only,
+            record=record,
+            store=store,
+            workers=workers,
+            on=on,
+            progress=show_progress,
+        ):
             found.append(checked)
             None if as_json else _print.checked(checked)
     if as_json:
@@ -167,9 +223,16 @@ def check(
 
 
 @app.command(epilog="Example: workingpapers contract golu")
-def contract(name: Annotated[str, typer.Argument(help="A component: a paper's id, a part such as repvgg.block, "
-                                                      "or a reference such as relu.", autocompletion=_ids)],
-             as_json: Json = False) -> None:
+def contract(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A component: a paper's id, a part such as repvgg.block, or a reference such as relu.",
+            autocompletion=_ids,
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
     """Check one component against the contract of its kind, check by check."""
     from workingpapers.contracts import check_contract
     from workingpapers.verbs import _print
@@ -181,10 +244,14 @@ def contract(name: Annotated[str, typer.Argument(help="A component: a paper's id
 
 
 @app.command(epilog="Example: workingpapers new my_method --family activations --kind activation")
-def new(id: Annotated[str, typer.Argument(help="The new paper's id: a valid Python name.")],
-        family: Family = None, kind: Kind = None,
-        into: Annotated[Optional[str], typer.Option(help="Folder of the repository or plug-in; default: here.")] = None,
-        ) -> None:
+def new(
+    id: Annotated[str, typer.Argument(help="The new paper's id: a valid Python name.")],
+    family: Family = None,
+    kind: Kind = None,
+    into: Annotated[
+        str | None, typer.Option(help="Folder of the repository or plug-in; default: here.")
+    ] = None,
+) -> None:
     """Write the record, the file and the test file of a new paper, ready to be filled in."""
     from workingpapers.verbs.new import new as write
 
@@ -198,8 +265,10 @@ def tasks(as_json: Json = False) -> None:
     from workingpapers.tasks import TASKS
     from workingpapers.verbs import _print
 
-    rows = [{"task": t.name, "summary": t.summary, "metric": t.metric, "variables": ", ".join(t.variables)}
-            for t in TASKS.values()]
+    rows = [
+        {"task": t.name, "summary": t.summary, "metric": t.metric, "variables": ", ".join(t.variables)}
+        for t in TASKS.values()
+    ]
     _print.json(rows) if as_json else _print.rows(rows)
 
 
@@ -210,8 +279,11 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
-                                                  help="Print the version.")] = False) -> None:
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Options that stand before the command."""
 
 

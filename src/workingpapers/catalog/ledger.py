@@ -6,8 +6,6 @@ edit by hand shows; a result whose paper file has changed since is stale.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +15,7 @@ from typing import Any
 from workingpapers.catalog.records import collection_of, collections, record
 from workingpapers.catalog.registry import path_of, source_hash
 from workingpapers.errors import WorkingPapersError
+from workingpapers.files import write_whole
 
 Entry = dict[str, Any]
 
@@ -104,14 +103,7 @@ def record_entries(id: str, new: Iterable[Entry]) -> Path:
         entry = {"paper": id, "source": source_hash(id), **entry}
         merged[_key(entry)] = {**entry, "digest": digest(entry)}
     lines = [json.dumps(merged[key], ensure_ascii=False, sort_keys=True) for key in sorted(merged)]
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in lines))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise WorkingPapersError(f"cannot write the ledger {path}: {error.strerror}") from None
+    write_whole(path, "".join(line + "\n" for line in lines))
     _by_paper.cache_clear()
     return path
 

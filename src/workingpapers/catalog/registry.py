@@ -42,7 +42,8 @@ class Component:
     def build(self, *args: Any, **options: Any) -> Any:
         """Instantiate the class, or bind the options to the function; unknown options raise."""
         check_options(self.name, self.target, options)
-        if inspect.isclass(self.target):
+        whole = self.target.func if isinstance(self.target, partial) else self.target
+        if inspect.isclass(whole):
             return self.target(*args, **options)
         return partial(self.target, *args, **options) if args or options else self.target
 

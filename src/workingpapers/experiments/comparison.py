@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from workingpapers.errors import WorkingPapersError, unknown
@@ -20,7 +21,10 @@ FINAL = ("done", "diverged")
 
 @dataclass(frozen=True)
 class Row:
-    """One variant: its metric over the seeds, its difference to the baseline, and what it cost."""
+    """One variant: its metric over the seeds, its difference to the baseline, and what a run cost (median).
+
+    `seconds` per run; `peak_memory` in bytes, what a run took beyond what its process held before.
+    """
 
     label: str
     variant: Variant
@@ -98,8 +102,8 @@ class Comparison:
             len(finite),
             len(values[name]) - len(finite),
             len(runs) - len(ended),
-            summary([r.seconds for r in ended])[0],
-            max((r.peak_memory for r in ended), default=math.nan),
+            _median([r.seconds for r in ended]),
+            _median([r.peak_memory for r in ended]),
             judged.get(name),
         )
 
@@ -168,6 +172,11 @@ def difference_text(difference: Difference) -> str:
     """Say a difference in words: the word, the estimate and its interval."""
     i = difference.interval
     return f"{difference.word}: {i.estimate:+.3g} [{i.low:+.3g}, {i.high:+.3g}]"
+
+
+def _median(values: Sequence[float | None]) -> float:
+    known = [v for v in values if v is not None]
+    return float(median(known)) if known else math.nan
 
 
 def _metric(run: Run, name: str) -> float:

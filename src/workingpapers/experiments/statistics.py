@@ -45,23 +45,23 @@ class Sample:
 
     def interval(self, level: float = 0.95) -> Interval:
         """Return the interval that covers the true mean with probability `level`."""
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
         if self.freedom <= 0:
             return Interval(self.estimate, -math.inf, math.inf, level)
-        quantile = float(t.ppf((1 + level) / 2, self.freedom))
+        quantile = float(stdtrit(self.freedom, (1 + level) / 2))
         return Interval(
             self.estimate, self.estimate - quantile * self.below, self.estimate + quantile * self.above, level
         )
 
     def p_value(self) -> float:
         """Return the smallest error rate at which the interval excludes 0 (two-sided)."""
-        from scipy.stats import t
+        from scipy.special import stdtr
 
         error = self.below if self.estimate > 0 else self.above
         if self.estimate == 0 or self.freedom <= 0:
             return 1.0
-        return float(2 * t.sf(abs(self.estimate) / error, self.freedom)) if error else 0.0
+        return float(2 * stdtr(self.freedom, -abs(self.estimate) / error)) if error else 0.0
 
 
 def paired_sample(differences: Sequence[float]) -> Sample:
@@ -221,7 +221,7 @@ def seeds_needed(spread: float, difference: float, *, power: float = 0.8, alpha:
 
     Two-sided paired t-test; None where no number up to 100,000 does or either argument is not usable.
     """
-    from scipy.stats import nct, t
+    from scipy.special import nctdtr, stdtrit
 
     if not (math.isfinite(spread) and math.isfinite(difference)) or difference <= 0:
         return None
@@ -229,8 +229,8 @@ def seeds_needed(spread: float, difference: float, *, power: float = 0.8, alpha:
         return 2
 
     def enough(n: int) -> bool:
-        limit = t.ppf(1 - alpha / 2, n - 1)
-        return bool(nct.sf(limit, n - 1, difference / spread * math.sqrt(n)) >= power)
+        limit = stdtrit(n - 1, 1 - alpha / 2)
+        return bool(1 - nctdtr(n - 1, difference / spread * math.sqrt(n), limit) >= power)
 
     low, high = 2, 2
     while not enough(high):

@@ -49,18 +49,31 @@ def matches(found: "Sequence[Match]") -> None:
     table = Table("paper", "works", "kind", "what it is", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for match in found:
         r = match.record
-        table.add_row(f"[bold]{r.id}[/bold]", "yes" if works(r.id) else "-", r.kind, f"{r.summary} ({r.year})")
+        table.add_row(
+            f"[bold]{r.id}[/bold]", "yes" if works(r.id) else "-", r.kind, f"{r.summary} ({r.year})"
+        )
     console().print(table)
 
 
 def records(content: Sequence[Mapping[str, Any]]) -> None:
     """Print the catalogue: one line a paper, and how many work."""
-    table = Table("paper", "family", "kind", "contract", "claims measured here", "title", box=None,
-                  header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(
+        "paper",
+        "family",
+        "kind",
+        "contract",
+        "claims measured here",
+        "title",
+        box=None,
+        header_style="bold",
+        padding=(0, 2, 0, 0),
+    )
     for row in content:
         words = [v["result"] + (" (stale)" if v["stale"] else "") for v in row["verdicts"].values()]
         said = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
-        table.add_row(row["id"], row["family"], row["kind"], row["contract"] or "-", said or "-", row["title"])
+        table.add_row(
+            row["id"], row["family"], row["kind"], row["contract"] or "-", said or "-", row["title"]
+        )
     console().print(table)
     print(f"{len(content)} papers, {sum(bool(r['works']) for r in content)} of them work here")
 
@@ -68,19 +81,37 @@ def records(content: Sequence[Mapping[str, Any]]) -> None:
 def comparison(result: "Comparison") -> None:
     """Print a comparison: one row a variant with its difference to the baseline, then what failed."""
     direction = "higher" if result.goal == "max" else "lower"
-    table = Table("variant", f"{result.metric}", "difference", "95 % interval*", "verdict", "seeds", "to tell",
-                  "s/run", "MB", title=f"{result.name}: {result.metric}, {direction} is better", box=None,
-                  header_style="bold", title_justify="left", padding=(0, 2, 0, 0))
+    table = Table(
+        "variant",
+        f"{result.metric}",
+        "difference",
+        "95 % interval*",
+        "verdict",
+        "seeds",
+        "to tell",
+        "s/run",
+        "MB",
+        title=f"{result.name}: {result.metric}, {direction} is better",
+        box=None,
+        header_style="bold",
+        title_justify="left",
+        padding=(0, 2, 0, 0),
+    )
     for row in result.rows:
         table.add_row(*_cells(row))
     out = console()
     out.print(table)
     level = "corrected for the number of variants (Holm); " if len(result.variants) > 2 else ""
-    out.print(f"[dim]* {level}{'paired by seed' if result.paired else 'unpaired'}; 'to tell': seeds that would tell "
-              f"{'the difference asked for' if result.detect else 'the difference seen'}[/dim]", soft_wrap=True)
+    out.print(
+        f"[dim]* {level}{'paired by seed' if result.paired else 'unpaired'}; 'to tell': seeds that would tell "
+        f"{'the difference asked for' if result.detect else 'the difference seen'}[/dim]",
+        soft_wrap=True,
+    )
     for run in result.failures:
-        out.print(f"[red]{run.status}[/red] {_variant(run.variant)} seed {run.seed}: {run.error or ''}",
-                  soft_wrap=True)
+        out.print(
+            f"[red]{run.status}[/red] {_variant(run.variant)} seed {run.seed}: {run.error or ''}",
+            soft_wrap=True,
+        )
 
 
 def _variant(variant: Mapping[str, Any]) -> str:
@@ -88,8 +119,11 @@ def _variant(variant: Mapping[str, Any]) -> str:
 
 
 def _cells(row: "Row") -> list[str]:
-    seeds = str(row.seeds) + (f" ({row.diverged} diverged)" if row.diverged else "") + \
-        (f" ({row.failed} failed)" if row.failed else "")
+    seeds = (
+        str(row.seeds)
+        + (f" ({row.diverged} diverged)" if row.diverged else "")
+        + (f" ({row.failed} failed)" if row.failed else "")
+    )
     mean = f"{row.mean:.4g} ± {row.spread:.2g}" if row.seeds else "-"
     cost = [_short(row.seconds), _short(row.peak_memory / 2**20)]
     d = row.difference
@@ -99,7 +133,16 @@ def _cells(row: "Row") -> list[str]:
     estimate = f"{d.interval.estimate:+.3g}" if math.isfinite(d.interval.estimate) else "-"
     colour = COLOURS.get(d.word)
     word = f"[{colour}]{d.word}[/{colour}]" if colour else d.word
-    return [row.label, mean, estimate, interval.replace("[", r"\["), word, seeds, str(d.seeds_needed or "-"), *cost]
+    return [
+        row.label,
+        mean,
+        estimate,
+        interval.replace("[", r"\["),
+        word,
+        seeds,
+        str(d.seeds_needed or "-"),
+        *cost,
+    ]
 
 
 def _short(value: float) -> str:
@@ -129,8 +172,10 @@ def _claim(out: Console, verdict: "Verdict") -> None:
     out.print(f"    rule     {verdict.rule}", soft_wrap=True)
     if verdict.calibrated:
         out.print(f"    changed  {verdict.calibrated}", soft_wrap=True)
-    out.print(f"    verdict  [{colour}]{verdict.verdict}[/{colour}]  ({verdict.budget} budget, "
-              f"{len(verdict.seeds)} seeds, {verdict.seconds:.0f} s)")
+    out.print(
+        f"    verdict  [{colour}]{verdict.verdict}[/{colour}]  ({verdict.budget} budget, "
+        f"{len(verdict.seeds)} seeds, {verdict.seconds:.0f} s)"
+    )
     for error in verdict.errors:
         out.print(f"    [red]no evidence[/red] {error}", soft_wrap=True)
 

@@ -113,8 +113,14 @@ def _results(report: Report) -> dict[str, str]:
     return {name: str(result) for name, result in report.results.items()}
 
 
-def check_many(words: Sequence[str], *, families: Sequence[str] = (), all: bool = False, record: bool = False,
-               **options: Any) -> Iterator[Checked]:
+def check_many(
+    words: Sequence[str],
+    *,
+    families: Sequence[str] = (),
+    all: bool = False,
+    record: bool = False,
+    **options: Any,
+) -> Iterator[Checked]:
     """Check the papers meant by `words` (ids, or paper:claim), families or all; yield each as it is done.
 
     With `record`, each goes into the ledger before it is yielded.

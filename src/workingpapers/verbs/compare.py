@@ -179,7 +179,9 @@ def parse_arguments(arguments: Sequence[str], task: str | None) -> tuple[str, di
     words = list(arguments)
     function = task or (words.pop(0) if words and "=" not in words[0] else None)
     if function is None:
-        raise WorkingPapersError("say what to run: file.py:function, or --task NAME (`workingpapers tasks` lists them)")
+        raise WorkingPapersError(
+            "say what to run: file.py:function, or --task NAME; `workingpapers tasks` lists them"
+        )
     over: dict[str, list[Any]] = {}
     for word in words:
         name, equals, values = word.partition("=")

@@ -1,0 +1,31 @@
+"""The test room: harsher than the user's.  NaN-filled memory, no network by accident, one thread, own folders."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
+if "WORKINGPAPERS_DATA" not in os.environ and BESIDE.is_dir():
+    os.environ["WORKINGPAPERS_DATA"] = str(BESIDE)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _harsh_torch() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep runs and caches of every test out of the user's folders."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("WORKINGPAPERS_STORE", str(home / "runs.sqlite"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
+    yield
