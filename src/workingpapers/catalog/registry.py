@@ -24,7 +24,9 @@ T = TypeVar("T", bound=Callable[..., Any])
 class Rule(Protocol):
     """What decides a claim; see `workingpapers.experiments.evidence` for those there are."""
 
-    text: str
+    @property
+    def text(self) -> str:
+        """The rule in words."""
 
     def judge(self, figures: Mapping[str, Sequence[float]]) -> str:
         """Return 'holds', 'does not hold' or 'not shown' from each figure's values over the seeds."""
