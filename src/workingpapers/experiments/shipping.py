@@ -52,7 +52,8 @@ def _unfindable() -> list[ModuleType]:
             continue
         path = Path(file)
         home = path.parent.parent if path.name == "__init__.py" else path.parent
-        if str(home) not in folders and not _known_to_finders(name):
+        own_name = path.parent.name if path.name == "__init__.py" else path.stem
+        if not (str(home) in folders and own_name == name) and not _known_to_finders(name):
             found.append(module)
     return found
 

@@ -146,15 +146,14 @@ def judge(
     more seeds than chance allows (sign test).
     """
     base = variants[baseline]
-    samples = {
-        name: _differences(values, base, paired) for name, values in variants.items() if name != baseline
+    tests = {
+        name: _Test(*_differences(values, base, paired))
+        for name, values in variants.items()
+        if name != baseline
     }
-    p_values = {name: min(s.p_value(), 1.0) if s else 1.0 for name, (s, _, _) in samples.items()}
+    p_values = {name: test.p_value for name, test in tests.items() if test.p_value is not None}
     levels = holm_levels(p_values, alpha)
-    return {
-        name: _word(sample, lost, pairs, p_values[name], levels[name], goal, detect)
-        for name, (sample, lost, pairs) in samples.items()
-    }
+    return {name: test.result(levels.get(name, alpha), goal, detect) for name, test in tests.items()}
 
 
 def holm_levels(p_values: Mapping[str, float], alpha: float = 0.05) -> dict[str, float]:
@@ -190,30 +189,45 @@ def _differences(
     return sample, (only_variant, only_base), len(differences)
 
 
-def _word(
-    sample: Sample | None,
-    lost: tuple[int, int],
-    pairs: int,
-    p: float,
-    level: float,
-    goal: str,
-    detect: float | None,
-) -> Difference:
-    from scipy.stats import binomtest
+@dataclass(frozen=True)
+class _Test:
+    """A variant against the baseline: differences where both ended well, a sign test where one diverged."""
 
-    interval = sample.interval(1 - level) if sample else Interval(math.nan, -math.inf, math.inf, 1 - level)
-    sign = 0
-    if interval.excludes(0.0):
-        sign = 1 if (interval.low > 0) == (goal == "max") else -1
-    if sum(lost) and binomtest(max(lost), sum(lost)).pvalue <= level:
-        sign = -1 if lost[0] > lost[1] else 1
-    elif (lost[0] and sign > 0) or (lost[1] and sign < 0):
-        sign = 0
-    word = {1: Difference.BETTER, -1: Difference.WORSE, 0: Difference.NONE}[sign]
-    error = (sample.below + sample.above) / 2 if sample else math.nan
-    spread = error * math.sqrt(pairs)
-    target = abs(detect if detect is not None else interval.estimate)
-    return Difference(word, interval, p, pairs, lost[0], seeds_needed(spread, target, alpha=level))
+    sample: Sample | None
+    lost: tuple[int, int]
+    pairs: int
+
+    @property
+    def sign_p(self) -> float:
+        """Chance that as many of the seeds where only one of the two diverged fall on the same side."""
+        from scipy.stats import binomtest
+
+        return float(binomtest(max(self.lost), sum(self.lost)).pvalue) if sum(self.lost) else 1.0
+
+    @property
+    def p_value(self) -> float | None:
+        """The smaller of both tests' p-values, doubled where there are two; None where there is nothing to test."""
+        found = ([self.sample.p_value()] if self.sample else []) + ([self.sign_p] if sum(self.lost) else [])
+        return min(1.0, len(found) * min(found)) if found else None
+
+    def result(self, level: float, goal: str, detect: float | None) -> Difference:
+        """Say the word at the error rate `level`; who diverged more often is never the better one."""
+        sample, p = self.sample, self.p_value
+        interval = (
+            sample.interval(1 - level) if sample else Interval(math.nan, -math.inf, math.inf, 1 - level)
+        )
+        word = Difference.NONE
+        if p is not None and p <= level:
+            if sum(self.lost) and (sample is None or self.sign_p <= sample.p_value()):
+                word = Difference.WORSE if self.lost[0] > self.lost[1] else Difference.BETTER
+            else:
+                better = (interval.estimate > 0) == (goal == "max")
+                vetoed = self.lost[0] if better else self.lost[1]
+                word = Difference.NONE if vetoed else Difference.BETTER if better else Difference.WORSE
+        spread = (sample.below + sample.above) / 2 * math.sqrt(self.pairs) if sample else math.nan
+        target = abs(detect if detect is not None else interval.estimate)
+        needed = seeds_needed(spread, target, alpha=level)
+        return Difference(word, interval, 1.0 if p is None else p, self.pairs, self.lost[0], needed)
 
 
 def seeds_needed(spread: float, difference: float, *, power: float = 0.8, alpha: float = 0.05) -> int | None:
