@@ -142,7 +142,7 @@ class LocalPool:
             while speaks and worker.work.poll():
                 message = worker.work.recv()
                 if isinstance(message, Outcome):
-                    worker.cell = worker.deadline = None
+                    worker.cell, worker.deadline, worker.served = None, None, True
                     return cell, message
                 if message == STARTED:
                     worker.begun = time.monotonic()
@@ -150,9 +150,9 @@ class LocalPool:
                 else:
                     self._on_point(cell, message)
         except (EOFError, OSError):
-            return cell, self._lost(worker)
+            return self._lost(worker, cell)
         if not worker.process.is_alive():
-            return cell, self._lost(worker)
+            return self._lost(worker, cell)
         if worker.deadline is not None and time.monotonic() >= worker.deadline:
             worker.kill()
             self._bury(worker)
@@ -160,10 +160,14 @@ class LocalPool:
                                  error=f"stopped after {self._timeout:g} s, the limit that timeout= sets for a run")
         return None
 
-    def _lost(self, worker: "_Worker") -> Outcome:
+    def _lost(self, worker: "_Worker", cell: Cell) -> tuple[Cell, Outcome] | None:
+        seconds = worker.seconds
         self._bury(worker)
-        return Outcome(KILLED, seconds=worker.seconds, machine=machine(), output=worker.printed,
-                       error=cause_of_death(worker.exitcode))
+        if worker.served and worker.begun is None:  # it died between two runs, so this one is not to blame
+            self._start().give(cell)
+            return None
+        return cell, Outcome(KILLED, seconds=seconds, machine=machine(), output=worker.printed,
+                             error=cause_of_death(worker.exitcode))
 
     def _bury(self, worker: "_Worker") -> None:
         worker.bury()
@@ -177,6 +181,7 @@ class _Worker:
         self.cell: Cell | None = None
         self.deadline: float | None = None
         self.begun: float | None = None
+        self.served = False
         self.exitcode: int | None = None
         self.printed: str | None = None
         self.environment, self._output = environment, output
