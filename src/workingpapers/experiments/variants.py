@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from typing import Any
 from workingpapers.catalog import component, make, records
 from workingpapers.catalog.registry import check_options, source_hash
 from workingpapers.errors import WorkingPapersError, unknown
+from workingpapers.experiments.cells import Cell
+from workingpapers.experiments.store import Run
 
 Variant = dict[str, Any]
 
+CODE = "code"
 RESOLVED_BY_NAME = ("activation", "mixer", "norm", "initializer")
 
 
@@ -55,7 +58,11 @@ class TaskRun:
                 if isinstance(value, str) and key == "optimizer":
                     optimizer(value)
 
-    def __call__(self, *, seed: int, **variant: Any) -> Any:
+    def cell(self, variant: Variant, seed: int) -> Cell:
+        """Return the cell of a variant; `code` in it makes a run count only for the code that it was made with."""
+        return Cell({**variant, CODE: task_code(variant)}, seed)
+
+    def __call__(self, *, seed: int, code: str = "", **variant: Any) -> Any:
         """Run the task and return its learning-curve points."""
         from workingpapers.tasks import budget, task
 
@@ -65,6 +72,11 @@ class TaskRun:
         if isinstance(chosen.get("optimizer"), str):
             chosen["optimizer"] = optimizer(chosen["optimizer"])
         return task(self.task).run(budget(self.budget), seed, device=self.device, **chosen)
+
+
+def without_code(run: Run) -> Run:
+    """Return a task's run with its variant as the user gave it."""
+    return replace(run, variant={k: v for k, v in run.variant.items() if k != CODE})
 
 
 def task_code(variant: Variant) -> str:

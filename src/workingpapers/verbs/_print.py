@@ -80,33 +80,23 @@ def records(content: Sequence[Mapping[str, Any]]) -> None:
 
 def comparison(result: "Comparison") -> None:
     """Print a comparison: one row a variant with its difference to the baseline, then what failed."""
-    direction = "higher" if result.goal == "max" else "lower"
-    table = Table(
-        "variant",
-        f"{result.metric}",
-        "difference",
-        "95 % interval*",
-        "verdict",
-        "seeds",
-        "to tell",
-        "s/run",
+    out, direction = console(), "higher" if result.goal == "max" else "lower"
+    out.print(f"[bold]{result.name}[/bold]: {result.metric}, {direction} is better", soft_wrap=True)
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    wide = out.width >= 100
+    for title in ["variant", "mean ± sd", "difference *", "verdict", "seeds", "s/run"] + [
         "MB",
-        title=f"{result.name}: {result.metric}, {direction} is better",
-        box=None,
-        header_style="bold",
-        title_justify="left",
-        padding=(0, 2, 0, 0),
-    )
+        "to tell",
+    ] * wide:
+        table.add_column(title, no_wrap=title not in ("variant", "verdict"))
     for row in result.rows:
-        table.add_row(*_cells(row))
-    out = console()
+        table.add_row(*(_cells(row) if wide else _cells(row)[:-2]))
     out.print(table)
-    level = "corrected for the number of variants (Holm); " if len(result.variants) > 2 else ""
-    out.print(
-        f"[dim]* {level}{'paired by seed' if result.paired else 'unpaired'}; 'to tell': seeds that would tell "
-        f"{'the difference asked for' if result.detect else 'the difference seen'}[/dim]",
-        soft_wrap=True,
-    )
+    family = "all of them together (Holm), " if len(result.variants) > 2 else ""
+    pairing = "paired by seed" if result.paired else "unpaired"
+    words = f"* to the baseline, with the 95 % interval for {family}{pairing}"
+    asked = "the difference asked for" if result.detect else "a difference as large as the one seen"
+    out.print(f"[dim]{words}{f'; to tell: seeds that tell {asked}' * wide}[/dim]", soft_wrap=True)
     for run in result.failures:
         out.print(
             f"[red]{run.status}[/red] {_variant(run.variant)} seed {run.seed}: {run.error or ''}",
@@ -119,29 +109,28 @@ def _variant(variant: Mapping[str, Any]) -> str:
 
 
 def _cells(row: "Row") -> list[str]:
-    seeds = (
-        str(row.seeds)
-        + (f" ({row.diverged} diverged)" if row.diverged else "")
-        + (f" ({row.failed} failed)" if row.failed else "")
-    )
+    lost = [f"{n} {word}" for n, word in ((row.diverged, "diverged"), (row.failed, "failed")) if n]
+    seeds = str(row.seeds) + (f" ({', '.join(lost)})" if lost else "")
     mean = f"{row.mean:.4g} ± {row.spread:.2g}" if row.seeds else "-"
-    cost = [_short(row.seconds), _short(row.peak_memory / 2**20)]
-    d = row.difference
+    d, needed = row.difference, "-"
     if d is None:
-        return [row.label, mean, "", "", "baseline", seeds, "", *cost]
-    interval = f"[{d.interval.low:+.3g}, {d.interval.high:+.3g}]" if math.isfinite(d.interval.low) else "-"
-    estimate = f"{d.interval.estimate:+.3g}" if math.isfinite(d.interval.estimate) else "-"
-    colour = COLOURS.get(d.word)
-    word = f"[{colour}]{d.word}[/{colour}]" if colour else d.word
+        difference, word = "", "baseline"
+    else:
+        difference = f"{d.interval.estimate:+.3g}" if math.isfinite(d.interval.estimate) else "-"
+        if math.isfinite(d.interval.low):
+            difference += rf" \[{d.interval.low:+.2g}, {d.interval.high:+.2g}]"
+        colour = COLOURS.get(d.word)
+        word = f"[{colour}]{d.word}[/{colour}]" if colour else d.word
+        needed = str(d.seeds_needed or "-")
     return [
         row.label,
         mean,
-        estimate,
-        interval.replace("[", r"\["),
+        difference,
         word,
         seeds,
-        str(d.seeds_needed or "-"),
-        *cost,
+        _short(row.seconds),
+        _short(row.peak_memory / 2**20),
+        needed,
     ]
 
 

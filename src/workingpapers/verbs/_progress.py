@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,7 @@ class Live:
         """Take in one event of the engine and redraw, a few times a second at most."""
         if not self._shown:
             return
-        name = (
-            " ".join(f"{v}" if isinstance(v, str) else f"{k}={v}" for k, v in event.cell.variant.items())
-            or "run"
-        )
+        name = _name(event.cell.variant)
         if event.kind == "finished" and event.run is not None:
             self._fresh += event.fresh
             self._finished[name].append(event.run.status)
@@ -83,6 +81,12 @@ class Live:
             return ""
         seconds = (time.monotonic() - self._began) / self._fresh * (event.total - event.finished)
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+
+def _name(variant: Mapping[str, Any]) -> str:
+    """Return a variant's values in one line; the code version that tasks keep in it says nothing to the eye."""
+    shown = {k: v for k, v in variant.items() if k != "code"}
+    return " ".join(v if isinstance(v, str) else f"{k}={v}" for k, v in shown.items()) or "run"
 
 
 def _last(metrics: dict[str, float] | None) -> float:

@@ -14,7 +14,7 @@ from workingpapers.experiments.cells import Cell, Experiment, code_version
 from workingpapers.experiments.comparison import Comparison, choose_goal, choose_metric
 from workingpapers.experiments.engine import run_experiment
 from workingpapers.experiments.store import Store
-from workingpapers.experiments.variants import TaskRun, Variant, WithObjects, check_run, expand
+from workingpapers.experiments.variants import TaskRun, Variant, WithObjects, check_run, expand, without_code
 
 UNPAIRED_STRIDE = 100_000  # seeds of an unpaired comparison: apart by more than anyone's number of seeds
 
@@ -63,11 +63,9 @@ def compare(
     function, code, metric, goal = _resolve(run, variants, budget, device, metric, goal)
     check_run(function, variants) if not isinstance(function, TaskRun) else None
     base = _baseline(baseline, variants)
-    cells = [
-        Cell(v, s)
-        for v, column in zip(variants, _seeds(seeds, paired, len(variants)), strict=True)
-        for s in column
-    ]
+    make_cell = function.cell if isinstance(function, TaskRun) else Cell
+    columns = zip(variants, _seeds(seeds, paired, len(variants)), strict=True)
+    cells = [make_cell(variant, seed) for variant, column in columns for seed in column]
     name = run if isinstance(run, str) else getattr(run, "__name__", "run")
     experiment = Experiment(
         name,
@@ -81,6 +79,8 @@ def compare(
     runs = run_experiment(
         experiment, store=opened, workers=workers, on=on, timeout=timeout, progress=progress
     )
+    if isinstance(function, TaskRun):
+        runs = [without_code(r) for r in runs]
     chosen = choose_metric(runs, metric)
     return Comparison(name, runs, variants, base, chosen, choose_goal(chosen, goal), paired, detect)
 
