@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from workingpapers import __version__
+from workingpapers import __version__, _options
+from workingpapers._options import Budget, Family, Id, Json, Kind, On, ReportFile, Store, Workers, Working
 from workingpapers.errors import WorkingPapersError
 
 app = typer.Typer(
@@ -16,42 +17,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Neural-network papers that work: find one, use it, compare it, check its claim.",
 )
-
-
-def _ids(incomplete: str) -> list[str]:
-    from workingpapers.catalog.records import records
-
-    return [id for id in records() if id.startswith(incomplete)]
-
-
-def _families(incomplete: str) -> list[str]:
-    from workingpapers.catalog.records import families
-
-    return [f for f in families() if f.startswith(incomplete)]
-
-
-def _kinds(incomplete: str) -> list[str]:
-    from workingpapers.catalog.kinds import KINDS
-
-    return [k for k in KINDS if k.startswith(incomplete)]
-
-
-def _tasks(incomplete: str) -> list[str]:
-    from workingpapers.tasks import TASKS
-
-    return [t for t in TASKS if t.startswith(incomplete)]
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Family = Annotated[str | None, typer.Option(help="Only papers of this family.", autocompletion=_families)]
-Kind = Annotated[str | None, typer.Option(help="Only papers of this kind.", autocompletion=_kinds)]
-Working = Annotated[bool, typer.Option("--working", help="Only papers that work here.")]
-Id = Annotated[str, typer.Argument(help="A paper's id, such as golu.", autocompletion=_ids)]
-Store = Annotated[str | None, typer.Option(help="SQLite file of runs; default: the user's data folder.")]
-Workers = Annotated[int | None, typer.Option(help="Processes at once; default: as many as fit the cores.")]
-On = Annotated[str, typer.Option(help="Where runs go: local, ray, or ray=ADDRESS.")]
-Budget = Annotated[str, typer.Option(help="quick (minutes on two cores) or full.")]
-ReportFile = Annotated[str | None, typer.Option("--report", help="Write a self-contained HTML report here.")]
 
 
 @app.command(epilog="Example: workingpapers find 'replace softmax in attention' --kind mixer")
@@ -105,7 +70,8 @@ def compare(
         ),
     ],
     task: Annotated[
-        str | None, typer.Option(help="One of our tasks in place of your function.", autocompletion=_tasks)
+        str | None,
+        typer.Option(help="One of our tasks in place of your function.", autocompletion=_options.tasks),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a variant, from 0.")] = 10,
     unpaired: Annotated[bool, typer.Option("--unpaired", help="Give every variant its own seeds.")] = False,
@@ -169,10 +135,11 @@ def compare(
 def check(
     ids: Annotated[
         list[str] | None,
-        typer.Argument(help="Papers to check; paper:claim picks one claim.", autocompletion=_ids),
+        typer.Argument(help="Papers to check; paper:claim picks one claim.", autocompletion=_options.ids),
     ] = None,
     family: Annotated[
-        list[str] | None, typer.Option(help="All written papers of a family.", autocompletion=_families)
+        list[str] | None,
+        typer.Option(help="All written papers of a family.", autocompletion=_options.families),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All written papers.")] = False,
     budget: Budget = "quick",
@@ -228,7 +195,7 @@ def contract(
         str,
         typer.Argument(
             help="A component: a paper's id, a part such as repvgg.block, or a reference such as relu.",
-            autocompletion=_ids,
+            autocompletion=_options.ids,
         ),
     ],
     as_json: Json = False,
@@ -270,6 +237,31 @@ def tasks(as_json: Json = False) -> None:
         for t in TASKS.values()
     ]
     _print.json(rows) if as_json else _print.rows(rows)
+
+
+@app.command()
+def demo(
+    report: Annotated[
+        str, typer.Option("--report", help="Where the HTML report goes.")
+    ] = "workingpapers-out/demo.html",
+    store: Store = None,
+) -> None:
+    """Compare six activations on real images, check claims of three papers, and write a report: a few minutes."""
+    from workingpapers.experiments.store import Store as Runs
+    from workingpapers.verbs import _print
+    from workingpapers.verbs import demo as verb
+
+    runs, found, checked = Runs(store), [], []
+    with _print.progress() as show_progress:
+        for comparison in verb.comparisons(runs, show_progress):
+            found.append(comparison)
+            _print.comparison(comparison)
+        for result in verb.claims(runs, show_progress):
+            checked.append(result)
+            _print.checked(result)
+    _print.report(report, found, [v for c in checked for v in c.verdicts])
+    if any(c.failures for c in found) or not all(c.complete for c in checked):
+        raise typer.Exit(1)
 
 
 def _version(value: bool) -> None:

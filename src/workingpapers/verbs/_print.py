@@ -2,7 +2,7 @@
 
 import json as _json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -169,11 +169,11 @@ def _claim(out: Console, verdict: "Verdict") -> None:
         out.print(f"    [red]no evidence[/red] {error}", soft_wrap=True)
 
 
-def report(path: str, comparisons: "Sequence[Comparison]" = (), verdicts: "Iterable[Verdict]" = ()) -> None:
+def report(path: str, comparisons: "Sequence[Comparison]" = (), verdicts: "Sequence[Verdict]" = ()) -> None:
     """Write the HTML report and say where it is."""
-    from workingpapers.report import write_report
+    from workingpapers.verbs._report import write
 
-    print(f"report: {write_report(path, comparisons=list(comparisons), verdicts=list(verdicts))}")
+    print(f"report: {write(path, comparisons, verdicts)}")
 
 
 @contextmanager
