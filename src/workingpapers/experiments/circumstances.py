@@ -61,7 +61,8 @@ class _Torch(importlib.abc.MetaPathFinder):
         torch.set_rng_state(self.before["generator"])
         torch.set_default_dtype(self.before["dtype"])
         torch.set_grad_enabled(self.before["grad"])
-        torch.use_deterministic_algorithms(self.before["deterministic"])
+        if torch.are_deterministic_algorithms_enabled() != self.before["deterministic"]:  # the setter takes seconds
+            torch.use_deterministic_algorithms(self.before["deterministic"])
 
     def prepare(self) -> None:
         import torch
@@ -70,7 +71,10 @@ class _Torch(importlib.abc.MetaPathFinder):
                        "dtype": torch.get_default_dtype(), "grad": torch.is_grad_enabled(),
                        "deterministic": torch.are_deterministic_algorithms_enabled()}
         torch.set_num_threads(self.threads)
-        torch.manual_seed(self.seed)
+        if torch.accelerator.is_available():
+            torch.manual_seed(self.seed)
+        else:  # the same, without the seconds in which torch.manual_seed imports the compiler
+            torch.default_generator.manual_seed(self.seed)
 
     def find_spec(self, name: str, path: Sequence[str] | None,
                   target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
