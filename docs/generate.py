@@ -1,0 +1,91 @@
+"""Writes one page a paper, the table of verdicts, and the page of kinds, from records, ledger and contracts."""
+
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+from workingpapers.catalog import KINDS, available, families, records
+from workingpapers.catalog.ledger import status
+from workingpapers.contracts import checks
+from workingpapers.verbs.show import number, show
+
+HERE = Path(__file__).parent
+
+
+def paper_page(id: str) -> str:
+    """Return the page of one paper: what `show` says, and its module where it is written."""
+    sheet = show(id)
+    r = sheet.record
+    lines = [f"# {r.id}", "", f"**{r.title}** ({r.year}), {r.family}, {r.kind}", "", r.summary, ""]
+    if r.formula:
+        lines += ["```text", r.formula, "```", ""]
+    if sheet.source:
+        lines += ["```python", *sheet.usage, "```", ""]
+    links = [f"[arXiv {r.arxiv}]({r.url})"] * bool(r.arxiv) + [f"[authors' code]({r.code})"] * bool(r.code)
+    lines += [" · ".join(links), ""] if links else []
+    lines += [f"State: {'works here' if sheet.works else 'not written yet' if not sheet.source else 'does not work yet'}. "
+              f"Fidelity: {r.fidelity}. {r.fidelity_note}", "", "## Claims", ""]
+    lines += [f"- {c['says']}" + (f" Paper: {c['figure']}." if c["figure"] else "") for c in r.claims] or ["None stated."]
+    lines += verdict_table(id)
+    if sheet.source:
+        lines += ["", "## Code", "", "```{eval-rst}", f".. automodule:: {sheet.source}", "   :members:", "```"]
+    return "\n".join(lines) + "\n"
+
+
+def verdict_table(id: str) -> list[str]:
+    """Return the ledger's verdicts of one paper as a table."""
+    verdicts = status(id).verdicts
+    if not verdicts:
+        return []
+    lines = ["", "## Measured here", "", "| claim | figures | rule | verdict |", "| --- | --- | --- | --- |"]
+    for name, entry in verdicts.items():
+        figures = "; ".join(f"{k} {number(i['estimate'])} [{number(i['low'])}, {number(i['high'])}]"
+                            for k, i in entry["figures"].items())
+        stale = " (stale)" if entry["stale"] else ""
+        lines.append(f"| {name} | {figures} | {entry['rule']} | {entry['result']}{stale}, {entry['budget']}, "
+                     f"{len(entry['seeds'])} seeds, {entry['finished'][:10]} |")
+    return lines
+
+
+def index_page() -> str:
+    """Return the catalogue: every paper by family."""
+    lines = ["# The catalogue", "", f"{len(records())} papers, {sum(status(i).works for i in available())} work here.", ""]
+    for family in families():
+        lines += [f"## {family}", ""]
+        for r in records().values():
+            if r.family == family:
+                lines.append(f"- [{r.id}]({r.id}.md){' (works)' if status(r.id).works else ''}: {r.summary}")
+        lines.append("")
+    ids = "\n".join(records())
+    return "\n".join(lines) + f"\n```{{toctree}}\n:hidden:\n\n{ids}\n```\n"
+
+
+def kinds_page() -> str:
+    """Return the kinds, what `make` gives for each, its properties, and the checks of its contract."""
+    lines = ["# Kinds and their contracts", "",
+             "A component declares what holds for every instance in its decorator; the contract verifies each property and",
+             "picks its checks by them. `check_contract(MyAct, kind=\"activation\")` holds your own component to the same.", ""]
+    for kind in KINDS.values():
+        lines += [f"## {kind.name}", "", f"`make` gives: {kind.makes}", ""]
+        lines += [f"- `{name}`: {meaning}" for name, meaning in kind.properties.items()]
+        lines += ["", "| check | promise |", "| --- | --- |"]
+        lines += [f"| {check.name} | {check.promise.replace('|', chr(92) + '|')} |" for check in checks(kind.name)]
+        lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: Path = HERE) -> None:
+    """Write all generated pages; a page that is as it was keeps its date, so that builds stay incremental."""
+    pages = {"papers/index.md": index_page(), "kinds.md": kinds_page(),
+             **{f"papers/{id}.md": paper_page(id) for id in records()}}
+    for name, text in pages.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Write the pages before Sphinx reads its sources."""
+    app.connect("builder-inited", lambda _: write())
+    return {"parallel_read_safe": True}
