@@ -1,4 +1,4 @@
-"""What several activation papers measure: a small residual network on CIFAR-10, a photograph, weight noise."""
+"""What several activation papers measure by: a small network on CIFAR-10, a photograph, hooks, weight noise."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -43,6 +43,25 @@ def astronaut() -> Tensor:
         ) from None
     pixels = photographs.astronaut()  # type: ignore[no-untyped-call]
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+@torch.no_grad()
+def outputs_of(
+    model: nn.Module, x: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> dict[str, Tensor]:
+    """Return what every module of the given `kinds` puts out when `model` sees the batch `x`, by its name."""
+    found: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: found.update({name: output.detach()})
+
+    hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if isinstance(m, kinds)]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
 
 
 @torch.no_grad()

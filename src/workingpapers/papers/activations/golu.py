@@ -17,7 +17,7 @@ from workingpapers.catalog import claim, paper
 from workingpapers.data import text
 from workingpapers.experiments import Evidence, all_of, at_least, at_most, below
 from workingpapers.kernels import pointwise
-from workingpapers.papers.activations._common import astronaut, cifar, noise_drop, trained_cnn
+from workingpapers.papers.activations._common import astronaut, cifar, noise_drop, outputs_of, trained_cnn
 from workingpapers.tasks import Budget, LanguageModelling, char_gpt, fit, initialise
 
 BASELINES: dict[str, Callable[[], nn.Module]] = {
@@ -80,22 +80,10 @@ def variance_report(stem: nn.Module, x: Tensor, activations: Mapping[str, nn.Mod
 
 
 def latent_variances(
-    model: nn.Module, x: Tensor, kinds: tuple[type[nn.Module], ...] | type[nn.Module]
+    model: nn.Module, x: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
 ) -> dict[str, float]:
     """Return the variance of what every module of the given `kinds` puts out when `model` sees the batch `x`."""
-    found: dict[str, float] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: found.update({name: float(output.var())})
-
-    hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if isinstance(m, kinds)]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    return {name: float(output.var()) for name, output in outputs_of(model, x, kinds).items()}
 
 
 def weight_spread(model: nn.Module) -> float:
