@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workingpapers.contracts._module import ModuleSubject
+from workingpapers.contracts._module import ModuleSubject, call, evaluate
 
 FINE = torch.linspace(-12.0, 12.0, 9601, dtype=torch.float64) + 1.23456e-4  # off the usual kinks
 FAR = torch.logspace(-8, 4, 97, dtype=torch.float64)
@@ -42,16 +42,14 @@ class ActivationSubject(ModuleSubject):
 
     def values(self, x: Tensor) -> Tensor:
         """Return the outputs for `x`, each row flattened."""
-        with torch.no_grad():
-            y: Tensor = self.build(dtype=x.dtype).eval()(x)
-        return y.reshape(len(x), -1)
+        return evaluate(self.build(dtype=x.dtype), (x,))[0].reshape(len(x), -1)
 
     def slopes(self, x: Tensor) -> Tensor:
         """Return the derivative of each output by its own input, each row flattened; elementwise only."""
         if self.declared("surrogate_gradient"):
             return (self.values(x + 1e-7) - self.values(x - 1e-7)) / 2e-7
         x = x.detach().clone().requires_grad_()
-        slope = torch.autograd.grad(self.build(dtype=x.dtype).eval()(x).sum(), x)[0]
+        slope = torch.autograd.grad(call(self.build(dtype=x.dtype).eval(), (x,))[0].sum(), x)[0]
         return slope.reshape(len(x), -1)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from workingpapers.contracts._check import ContractFailure, expect
 from workingpapers.contracts._subject import Subject
 from workingpapers.contracts._tensors import cast, floating, rows, tensors
-from workingpapers.errors import WorkingPapersError
 
 
 class ModuleSubject(Subject):
@@ -53,17 +52,6 @@ class ModuleSubject(Subject):
 def _as_tuple(inputs: Any) -> tuple[Any, ...]:
     inputs = getattr(inputs, "inputs", inputs)
     return inputs if isinstance(inputs, tuple) else (inputs,)
-
-
-def own_example(subject: Subject, batch: int, generator: torch.Generator) -> Any:
-    """Return what the declared `example` gives, or raise where none is declared."""
-    example = subject.declared("example")
-    if example is None:
-        raise WorkingPapersError(
-            f"the contract of {subject.name} needs the property 'example': "
-            "function(batch, generator) -> the inputs of forward"
-        )
-    return example(batch, generator)
 
 
 def batched(properties: Any) -> bool:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from workingpapers.contracts._check import Contract, ContractFailure, declares, expect
-from workingpapers.contracts._module import ModuleSubject, call, evaluate, own_example
+from workingpapers.contracts._module import ModuleSubject, call, evaluate
 from workingpapers.contracts._shared import MODULE_CHECKS
 from workingpapers.contracts._tensors import expect_close, map_floating
-from workingpapers.errors import unknown
+from workingpapers.errors import WorkingPapersError, unknown
 
 Size = tuple[tuple[Any, ...], tuple[int, ...]]  # positional arguments, and the shape of one example
 
@@ -61,6 +61,11 @@ class LayerSubject(ModuleSubject):
         self.replaces = self.declared("replaces")
         if self.replaces is not None and not hasattr(nn, self.replaces):
             raise unknown("layer of torch.nn", self.replaces, [n for n in dir(nn) if n[0].isupper()])
+        if self.replaces not in SIZES and self.declared("example") is None:
+            raise WorkingPapersError(
+                f"the contract of {self.name} needs the property 'example', or one of these in 'replaces': "
+                f"{', '.join(SIZES)}"
+            )
 
     def variants(self) -> list[tuple[tuple[Any, ...], Any]]:
         """Return all (positional arguments, inputs for four examples) that the layer is compared at."""
@@ -76,7 +81,7 @@ class LayerSubject(ModuleSubject):
     def example(self, batch: int, generator: torch.Generator) -> Any:
         if self.declared("example") is None and self.replaces in SIZES:
             return torch.randn(batch, *SIZES[self.replaces][0][1], generator=generator)
-        return own_example(self, batch, generator)
+        return self.properties["example"](batch, generator)
 
     def both(self, arguments: tuple[Any, ...]) -> tuple[nn.Module, nn.Module]:
         """Return the layer and the one that it replaces, built from the same positional arguments."""

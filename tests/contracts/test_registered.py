@@ -1,0 +1,42 @@
+"""Every registered component keeps its contract: one test per component and check."""
+
+import ast
+
+import pytest
+
+from workingpapers.catalog import available, load, record
+from workingpapers.catalog.references import REFERENCES
+from workingpapers.catalog.registry import path_of
+from workingpapers.contracts import check_contract, checks
+
+
+def registered(id: str) -> dict[str, str]:
+    """Return the kinds of the paper's components by name, read from its file without importing it."""
+    found = {}
+    for node in ast.walk(ast.parse(path_of(id).read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "paper":
+            given = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
+            name = f"{id}.{given['part']}" if given.get("part") else id
+            found[name] = given.get("kind") or record(id).kind
+    return found
+
+
+COMPONENTS = dict.fromkeys(REFERENCES, "activation")
+for paper in available():
+    COMPONENTS.update(registered(paper))
+PAIRS = [(name, check.name) for name, kind in COMPONENTS.items() for check in checks(kind)]
+
+
+@pytest.mark.parametrize(("name", "check"), PAIRS, ids=[f"{name}-{check}" for name, check in PAIRS])
+def test_a_registered_component_keeps_its_contract(name: str, check: str) -> None:
+    report = check_contract(name, only=check)
+    if not report.results:
+        pytest.skip("not promised by what the component declares")
+    report.raise_for_failure()
+    if report.results[check].outcome == "known failure":
+        pytest.xfail(report.results[check].says)
+
+
+@pytest.mark.parametrize("id", available())
+def test_no_component_is_overlooked(id: str) -> None:
+    assert set(load(id)) == set(registered(id))
