@@ -23,12 +23,27 @@ def paper_page(id: str) -> str:
         lines += ["```python", *sheet.usage, "```", ""]
     links = [f"[arXiv {r.arxiv}]({r.url})"] * bool(r.arxiv) + [f"[authors' code]({r.code})"] * bool(r.code)
     lines += [" · ".join(links), ""] if links else []
-    lines += [f"State: {'works here' if sheet.works else 'not written yet' if not sheet.source else 'does not work yet'}. "
-              f"Fidelity: {r.fidelity}. {r.fidelity_note}", "", "## Claims", ""]
-    lines += [f"- {c['says']}" + (f" Paper: {c['figure']}." if c["figure"] else "") for c in r.claims] or ["None stated."]
+    lines += [
+        f"State: {'works here' if sheet.works else 'not written yet' if not sheet.source else 'does not work yet'}. "
+        f"Fidelity: {r.fidelity}. {r.fidelity_note}",
+        "",
+        "## Claims",
+        "",
+    ]
+    lines += [f"- {c['says']}" + (f" Paper: {c['figure']}." if c["figure"] else "") for c in r.claims] or [
+        "None stated."
+    ]
     lines += verdict_table(id)
     if sheet.source:
-        lines += ["", "## Code", "", "```{eval-rst}", f".. automodule:: {sheet.source}", "   :members:", "```"]
+        lines += [
+            "",
+            "## Code",
+            "",
+            "```{eval-rst}",
+            f".. automodule:: {sheet.source}",
+            "   :members:",
+            "```",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -39,17 +54,26 @@ def verdict_table(id: str) -> list[str]:
         return []
     lines = ["", "## Measured here", "", "| claim | figures | rule | verdict |", "| --- | --- | --- | --- |"]
     for name, entry in verdicts.items():
-        figures = "; ".join(f"{k} {number(i['estimate'])} [{number(i['low'])}, {number(i['high'])}]"
-                            for k, i in entry["figures"].items())
+        figures = "; ".join(
+            f"{k} {number(i['estimate'])} [{number(i['low'])}, {number(i['high'])}]"
+            for k, i in entry["figures"].items()
+        )
         stale = " (stale)" if entry["stale"] else ""
-        lines.append(f"| {name} | {figures} | {entry['rule']} | {entry['result']}{stale}, {entry['budget']}, "
-                     f"{len(entry['seeds'])} seeds, {entry['finished'][:10]} |")
+        lines.append(
+            f"| {name} | {figures} | {entry['rule']} | {entry['result']}{stale}, {entry['budget']}, "
+            f"{len(entry['seeds'])} seeds, {entry['finished'][:10]} |"
+        )
     return lines
 
 
 def index_page() -> str:
     """Return the catalogue: every paper by family."""
-    lines = ["# The catalogue", "", f"{len(records())} papers, {sum(status(i).works for i in available())} work here.", ""]
+    lines = [
+        "# The catalogue",
+        "",
+        f"{len(records())} papers, {sum(status(i).works for i in available())} work here.",
+        "",
+    ]
     for family in families():
         lines += [f"## {family}", ""]
         for r in records().values():
@@ -62,22 +86,31 @@ def index_page() -> str:
 
 def kinds_page() -> str:
     """Return the kinds, what `make` gives for each, its properties, and the checks of its contract."""
-    lines = ["# Kinds and their contracts", "",
-             "A component declares what holds for every instance in its decorator; the contract verifies each property and",
-             "picks its checks by them. `check_contract(MyAct, kind=\"activation\")` holds your own component to the same.", ""]
+    lines = [
+        "# Kinds and their contracts",
+        "",
+        "A component declares what holds for every instance in its decorator; the contract verifies each property",
+        'and picks its checks by them. `check_contract(MyAct, kind="activation")` holds yours to the same.',
+        "",
+    ]
     for kind in KINDS.values():
         lines += [f"## {kind.name}", "", f"`make` gives: {kind.makes}", ""]
         lines += [f"- `{name}`: {meaning}" for name, meaning in kind.properties.items()]
         lines += ["", "| check | promise |", "| --- | --- |"]
-        lines += [f"| {check.name} | {check.promise.replace('|', chr(92) + '|')} |" for check in checks(kind.name)]
+        lines += [
+            f"| {check.name} | {check.promise.replace('|', chr(92) + '|')} |" for check in checks(kind.name)
+        ]
         lines.append("")
     return "\n".join(lines) + "\n"
 
 
 def write(folder: Path = HERE) -> None:
     """Write all generated pages; a page that is as it was keeps its date, so that builds stay incremental."""
-    pages = {"papers/index.md": index_page(), "kinds.md": kinds_page(),
-             **{f"papers/{id}.md": paper_page(id) for id in records()}}
+    pages = {
+        "papers/index.md": index_page(),
+        "kinds.md": kinds_page(),
+        **{f"papers/{id}.md": paper_page(id) for id in records()},
+    }
     for name, text in pages.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
@@ -85,7 +118,23 @@ def write(folder: Path = HERE) -> None:
             path.write_text(text, "utf-8")
 
 
+def plain_docstring(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Turn our plain docstrings into reStructuredText: indented formulas are literal, bars just bars."""
+    found: list[str] = []
+    for at, line in enumerate(lines):
+        before = next((text for text in reversed(lines[:at]) if text.strip()), "")
+        opens_block = line.startswith("    ") and at and not lines[at - 1].strip()
+        if opens_block and not before.startswith((" ", ">>>")) and not before.endswith("::"):
+            found += ["::", ""]
+        literal = line.startswith((" ", ">>>")) or "``" in line
+        found.append(line if literal else line.replace("|", r"\|"))
+    lines[:] = found
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Write the pages before Sphinx reads its sources."""
+    """Write the pages before Sphinx reads its sources; read docstrings before napoleon does."""
     app.connect("builder-inited", lambda _: write())
+    app.connect("autodoc-process-docstring", plain_docstring, priority=100)
     return {"parallel_read_safe": True}

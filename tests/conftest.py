@@ -1,10 +1,11 @@
 """The test room: harsher than the user's.  NaN-filled memory, no network by accident, one thread, own folders."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+pytest_plugins = ["tests.collection"]
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 if "WORKINGPAPERS_DATA" not in os.environ and BESIDE.is_dir():
@@ -22,10 +23,9 @@ def _harsh_torch() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep runs and caches of every test out of the user's folders."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("WORKINGPAPERS_STORE", str(home / "runs.sqlite"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
-    yield

@@ -39,7 +39,7 @@ def gain(budget: Budget, seed: int) -> Evidence:
 
 IMPORTS = """from workingpapers.catalog import claim, paper
 from workingpapers.experiments import {names}
-from workingpapers.tasks import Budget
+from workingpapers.tasks import {tasks}
 """
 
 TORCH = "from torch import Tensor, nn\n\n"
@@ -99,7 +99,7 @@ class {name}(nn.Module):
 ''',
     ),
     "model": (
-        "from workingpapers.tasks import examples",
+        "",
         TORCH,
         '''
 
@@ -176,8 +176,9 @@ def code(values: Mapping[str, Any]) -> str:
     """Return the skeleton of a paper's file; `values` has id, name, kind, title and year."""
     kind = values["kind"]
     names = "Evidence, Finding, at_least" if kind in ("analysis", "study") else "Evidence, at_least"
+    tasks = "Budget, examples" if kind == "model" else "Budget"
     extra, before, body = _body(kind)
-    imports = sorted([*IMPORTS.format(names=names).splitlines(), *([extra] if extra else [])])
+    imports = sorted([*IMPORTS.format(names=names, tasks=tasks).splitlines(), *([extra] if extra else [])])
     text = HEAD + before + "\n".join(imports) + "\n" + body
     return (text + CLAIM).format(**values)
 

@@ -1,6 +1,7 @@
 """check: does a paper's contract pass, and do its own claims hold here?"""
 
 import platform
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -146,8 +147,9 @@ def parse_seeds(text: str | None) -> list[int] | None:
         return None
     seeds: list[int] = []
     for part in text.split(","):
-        low, _, high = part.partition("-")
-        if not low.isdigit() or not (high or low).isdigit() or int(high or low) < int(low):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if low > high:
             raise WorkingPapersError(f"seeds are given as 1000-1004 or 3,5,8; got {text!r}")
-        seeds += range(int(low), int(high or low) + 1)
+        seeds += range(low, high + 1)
     return seeds

@@ -39,7 +39,7 @@ def raw_record(id: str, **changes: object) -> dict[str, object]:
 
 @pytest.fixture
 def add_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Add]:
-    """Give a function that adds a paper (a record and the text of its file) to a collection in a temporary folder."""
+    """Give a function that adds a paper (record and file) to a collection in a temporary folder."""
     package = f"collection_{tmp_path.name}"
     folder = tmp_path / package
     folder.mkdir()

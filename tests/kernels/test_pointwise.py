@@ -1,0 +1,36 @@
+"""Elementwise formulas: half precision is computed in float32 and rounded once."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from workingpapers.kernels import pointwise
+
+
+@pointwise
+def steep(x: Tensor, slope: float = 1.0) -> Tensor:
+    return (x * slope + 3.0) - 3.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    x = torch.linspace(-2, 2, 1001).to(dtype)
+    exact = ((x.double() + 3.0) - 3.0).to(dtype)
+    assert torch.equal(steep(x), exact)
+    assert not torch.equal((x + 3.0) - 3.0, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_dtypes_are_computed_as_they_are(dtype: torch.dtype) -> None:
+    x = torch.linspace(-2, 2, 101, dtype=dtype)
+    assert torch.equal(steep(x, slope=2.0), (x * 2 + 3.0) - 3.0)
+    assert steep(x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("x", "came"),
+    [(torch.ones(2, dtype=torch.int64), "a tensor of torch.int64"), ([1.0], "a list"), (1.0, "a float")],
+)
+def test_what_is_no_floating_tensor_is_refused(x: object, came: str) -> None:
+    with pytest.raises(TypeError, match=f"steep takes a floating-point tensor; got {came}"):
+        steep(x)
