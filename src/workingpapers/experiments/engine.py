@@ -173,4 +173,8 @@ def _pool(experiment: Experiment, workers: int | None, on: str, timeout: float |
     if on == "local":
         chosen = default_workers(experiment) if workers is None else workers
         return LocalPool(experiment, on_point, min(chosen, cells), timeout)
+    if on == "ray" or on.startswith("ray="):
+        from workingpapers.experiments.cluster import RayPool
+
+        return RayPool(experiment, on_point, on.partition("=")[2] or None, workers or None, timeout)
     raise unknown("place to run (on=)", on, ("local", "ray", "ray=ADDRESS"))

@@ -14,13 +14,19 @@ from types import ModuleType
 from typing import Any
 
 from workingpapers.errors import WorkingPapersError
+from workingpapers.experiments.versions import is_library
+
+PACKAGE = "workingpapers"
 
 
-def ship(run: Callable[..., Any]) -> bytes:
-    """Pack the function `run` for other processes; what cannot be packed raises one sentence."""
+def ship(run: Callable[..., Any], far: bool = False) -> bytes:
+    """Pack the function `run` for other processes (`far`: on other machines, which lack the user's files).
+
+    What cannot be packed raises one sentence.
+    """
     import cloudpickle
 
-    with _by_value(_unfindable()):
+    with _by_value(_unfindable(far)):
         try:
             return bytes(cloudpickle.dumps(run))
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
@@ -42,8 +48,11 @@ def unpacked(payload: bytes) -> Callable[..., Any]:
     return run
 
 
-def _unfindable() -> list[ModuleType]:
-    """Return the loaded modules that another process could not import: files that were loaded by path."""
+def _unfindable(far: bool) -> list[ModuleType]:
+    """Return the loaded modules that another process could not import: files that were loaded by path.
+
+    On another machine it is all that is not installed.
+    """
     folders = {str(Path(folder or ".").resolve()) for folder in sys.path}
     found = []
     for name, module in list(sys.modules.items()):
@@ -53,7 +62,8 @@ def _unfindable() -> list[ModuleType]:
         path = Path(file)
         home = path.parent.parent if path.name == "__init__.py" else path.parent
         own_name = path.parent.name if path.name == "__init__.py" else path.stem
-        if not (str(home) in folders and own_name == name) and not _known_to_finders(name):
+        missing = not (str(home) in folders and own_name == name) and not _known_to_finders(name)
+        if missing or (far and name != PACKAGE and not is_library(file)):
             found.append(module)
     return found
 

@@ -75,7 +75,7 @@ class _Reader:
         path = function.__code__.co_filename
         if function.__module__ != "__main__":
             name = (function.__module__, function.__qualname__)
-            if _is_library(path) and not told:
+            if is_library(path) and not told:
                 return ("library", *name)
             if tree := _tree(path):
                 return ("file", *name, tree, closed)
@@ -118,7 +118,7 @@ class _Reader:
         name = (getattr(value, "__module__", ""), getattr(value, "__qualname__", getattr(value, "__name__", "")))
         kind = type(value)
         home = getattr(sys.modules.get(kind.__module__), "__file__", None) or "<frozen"
-        state = getattr(value, "__dict__", None) if told or not _is_library(home) else None
+        state = getattr(value, "__dict__", None) if told or not is_library(home) else None
         return ("object", name, self.read(kind, told), self.read(state))
 
 
@@ -142,14 +142,15 @@ def _library_folders() -> tuple[str, ...]:
     return tuple(paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
-def _is_library(path: str) -> bool:
+def is_library(path: str) -> bool:
+    """Tell whether the file at `path` belongs to Python or an installed package other than this one."""
     ours = str(Path(__file__).parents[1])
     return path.startswith(("<frozen", *_library_folders())) and not path.startswith(ours)
 
 
 def _own_tree(path: str | None, told: bool) -> str | None:
     """Return the tree of a file that belongs to the user, None for a library's (unless the caller named it)."""
-    return None if not path or (_is_library(path) and not told) else _tree(path)
+    return None if not path or (is_library(path) and not told) else _tree(path)
 
 
 def _tree(path: str) -> str | None:
