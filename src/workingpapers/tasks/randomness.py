@@ -23,12 +23,13 @@ def initialise(build: Callable[[], M], seed: int) -> M:
 
 
 def apart(build: Callable[[], M]) -> M:
-    """Build a replaceable part without moving the random state on.
+    """Build a replaceable part that moves the random state on by one number, however many it draws itself.
 
-    What is built after it starts from the same weights, whatever numbers the part itself drew.
+    So what is built after it starts from the same weights, whatever the part is.
     """
+    seed = int(torch.randint(2**62, (), device="cpu"))
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), device="cpu")))
+        torch.default_generator.manual_seed(seed)
         return build()
 
 

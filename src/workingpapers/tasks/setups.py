@@ -119,21 +119,24 @@ def sine_mlp(name: str, budget: Budget, seed: int, values: Values) -> Setup:
 
 def language_gpt(name: str, budget: Budget, seed: int, values: Values) -> Setup:
     """Set up a small GPT on a text; wikitext2 keeps 1,000 words under the quick budget."""
-    words = budget.pick(quick=1000, full=None) if name == "wikitext2" else None
-    text = data.text(name, words)
+    by_words = name == "wikitext2"
+    text = data.text(name, budget.pick(quick=1000, full=None) if by_words else None)
+    steps = budget.pick(quick=400 if by_words else 600, full=1000 if by_words else 4000)
     width = values["width"] or budget.pick(quick=64, full=256)
     depth = values["depth"] or budget.pick(quick=2, full=4)
     context = values["context"] or budget.pick(quick=64, full=256)
-    vocab, heads, activation, mixer = (
-        len(text.vocabulary),
-        values["heads"],
-        values["activation"],
-        values["mixer"],
-    )
     return Setup(
         LanguageModelling(text, context, budget.pick(quick=10_000, full=100_000)),
-        lambda: char_gpt(vocab, width, depth, heads, context, activation, mixer),
-        steps=values["steps"] or (200 if words else budget.pick(quick=300, full=3000)),
+        lambda: char_gpt(
+            len(text.vocabulary),
+            width,
+            depth,
+            values["heads"],
+            context,
+            values["activation"],
+            values["mixer"],
+        ),
+        steps=values["steps"] or steps,
     )
 
 

@@ -148,7 +148,7 @@ def _sequence_tasks() -> Iterator[Task]:
                 "heads": 4,
                 "context": None,
                 "steps": None,
-                **_training(3e-3, batch=32),
+                **_training(2e-3, batch=16),
                 "schedule": "warmup_cosine",
             },
             setups.language_gpt,

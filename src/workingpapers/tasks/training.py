@@ -121,6 +121,7 @@ class Training:
 def points(model: nn.Module, split: Split | Problem, how: Training) -> Iterator[Point]:
     """Train as `fit` does, giving each point of the learning curve as it is reached."""
     device = torch.device(how.device)
+    _check(how)
     problem = _problem(split, how.loss).to(device)
     total, every = _lengths(how, problem.steps_per_epoch(how.batch))
     model.to(device)
@@ -183,14 +184,18 @@ def _problem(split: Split | Problem, loss: Loss | None) -> Problem:
     return split
 
 
-def _lengths(how: Training, per_epoch: int) -> tuple[int, int]:
-    """Return how many steps to take, and how many between two measurements."""
+def _check(how: Training) -> None:
+    """Raise one sentence if the length of training does not make sense."""
     if (how.epochs is None) == (how.steps is None):
         raise WorkingPapersError("give either `epochs` or `steps` to say how long to train")
     for name in ("epochs", "steps", "batch", "every"):
         value = getattr(how, name)
         if value is not None and value < 1:
             raise WorkingPapersError(f"`{name}` is a count of at least 1; got {value}")
+
+
+def _lengths(how: Training, per_epoch: int) -> tuple[int, int]:
+    """Return how many steps to take, and how many between two measurements."""
     if how.epochs is not None:
         return how.epochs * per_epoch, how.every or per_epoch
     total = how.steps or 0
