@@ -95,7 +95,8 @@ def parse_record(line: str, where: str) -> Record:
         raise WorkingPapersError(f"{where} is no record: missing {missing}, not expected {extra}")
     if raw["kind"] not in KINDS:
         raise unknown("kind", raw["kind"], KINDS)
-    return Record(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    return Record(**values)
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from workingpapers.catalog import claims, record
@@ -11,6 +12,7 @@ from workingpapers.errors import WorkingPapersError, unknown
 from workingpapers.experiments.cells import Cell, Experiment
 from workingpapers.experiments.engine import run_experiment
 from workingpapers.experiments.evidence import OPEN
+from workingpapers.experiments.execution import FINAL
 from workingpapers.experiments.statistics import Interval, mean_interval
 from workingpapers.experiments.store import Run, Store
 
@@ -116,12 +118,15 @@ def check_claims(
 def verdict(claim: Claim, budget: str, runs: Sequence[Run]) -> Verdict:
     """Judge `claim` by its rule from its runs; runs without evidence leave it not shown."""
     runs = sorted(runs, key=lambda r: r.seed)
-    ended = [r for r in runs if r.status in ("done", "diverged") and r.metrics]
-    names = list(dict.fromkeys(n for r in ended for n in r.metrics))
-    values = {n: [_number(r.metrics.get(n)) for r in ended] for n in names}
+    ended = [r for r in runs if r.status in FINAL and r.metrics]
+    measured = [r.metrics or {} for r in ended]
+    names = list(dict.fromkeys(name for metrics in measured for name in metrics))
+    values = {name: [float(metrics.get(name, math.nan)) for metrics in measured] for name in names}
     errors = [f"seed {r.seed}: {r.error or r.status}" for r in runs if r not in ended]
     word = claim.holds.judge(values) if ended and not errors else OPEN
-    last = max((r.finished for r in ended if r.finished), default="")
+    last = max((r.finished or 0.0 for r in ended), default=0.0)
+    machines = ", ".join(dict.fromkeys(r.machine or "unknown" for r in ended))
+    versions = ", ".join(dict.fromkeys(r.version or "unknown" for r in ended))
     return Verdict(
         claim.paper,
         claim.name,
@@ -134,16 +139,12 @@ def verdict(claim: Claim, budget: str, runs: Sequence[Run]) -> Verdict:
         values,
         [r.seed for r in ended],
         sum(r.seconds or 0.0 for r in ended),
-        ended[-1].machine if ended else "",
-        ended[-1].version if ended else "",
-        str(last),
+        machines,
+        versions,
+        datetime.fromtimestamp(last, UTC).isoformat(timespec="seconds") if ended else "",
         claim.calibrated,
         errors,
     )
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
 
 
 def _interval(values: list[float]) -> Interval:
@@ -158,5 +159,5 @@ def _recorded_figure(claim: Claim) -> str | None:
     """Return the paper's figure from the record where the record has the same sentence."""
     for known in record(claim.paper).claims:
         if known["says"] == claim.says:
-            return known["figure"]
+            return str(known["figure"]) if known["figure"] else None
     return None

@@ -11,12 +11,12 @@ from typing import Any
 
 from workingpapers.errors import WorkingPapersError, unknown
 from workingpapers.experiments.evidence import summary
+from workingpapers.experiments.execution import FINAL
 from workingpapers.experiments.statistics import Difference, judge
 from workingpapers.experiments.store import Run
 from workingpapers.experiments.variants import Variant, label
 
 LOWER_IS_BETTER = ("loss", "error", "rmse", "mse", "mae", "perplexity", "nll", "seconds", "time", "memory")
-FINAL = ("done", "diverged")
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class TaskRun:
         chosen = {
             k: factory(v) if k in RESOLVED_BY_NAME and isinstance(v, str) else v for k, v in variant.items()
         }
-        if isinstance(chosen.get("optimizer"), str):
-            chosen["optimizer"] = optimizer(chosen["optimizer"])
+        if isinstance(named := variant.get("optimizer"), str):
+            chosen["optimizer"] = optimizer(named)
         return task(self.task).run(budget(self.budget), seed, device=self.device, **chosen)
 
 
@@ -123,8 +123,9 @@ def expand(over: Mapping[str, Sequence[Any]] | None) -> tuple[list[Variant], dic
             raise WorkingPapersError(f"over[{key!r}] must be a list with at least one value; got {values!r}")
         named[key] = []
         for value in values:
-            simple = value if value is None or isinstance(value, str | int | float | bool) else _name(value)
-            if simple is not value:
+            simple = value
+            if not (value is None or isinstance(value, str | int | float | bool)):
+                simple = _name(value)
                 objects.setdefault(key, {})[simple] = value
             if simple in named[key]:
                 raise WorkingPapersError(

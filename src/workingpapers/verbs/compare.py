@@ -4,7 +4,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -98,11 +99,11 @@ def _resolve(
         from workingpapers.tasks import task
 
         found = task(run)
-        function = TaskRun(run, budget, device)
-        function.check(variants)
+        task_run = TaskRun(run, budget, device)
+        task_run.check(variants)
         return (
-            function,
-            code_version(type(function)),
+            task_run,
+            code_version(TaskRun),
             metric or found.metric,
             goal or (found.goal if metric in (None, found.metric) else None),
         )
@@ -134,23 +135,26 @@ def _load_file(path: Path) -> ModuleType:
     folder = str(path.parent.resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    return _execute(lambda: spec.loader.exec_module(module), module, path)  # type: ignore[union-attr]
+    assert spec.loader is not None
+    with _saying(path):
+        spec.loader.exec_module(module)
+    return module
 
 
 def _load_module(name: str) -> ModuleType:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    found: list[ModuleType] = []
-    _execute(lambda: found.append(importlib.import_module(name)), None, name)
-    return found[0]
+    with _saying(name):
+        return importlib.import_module(name)
 
 
-def _execute(load: Callable[[], Any], module: Any, what: Any) -> Any:
+@contextmanager
+def _saying(what: str | Path) -> Iterator[None]:
+    """Put whatever the user's code raises while it is loaded into one sentence."""
     try:
-        load()
+        yield
     except Exception as error:
         raise WorkingPapersError(f"cannot load {what}: {type(error).__name__}: {error}") from error
-    return module
 
 
 def _baseline(baseline: Mapping[str, Any] | None, variants: Sequence[Variant]) -> Variant:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from workingpapers.catalog.ledger import status
-from workingpapers.catalog.records import Record, record
-from workingpapers.catalog.registry import collection_of, path_of
+from workingpapers.catalog.records import Record, collection_of, record
+from workingpapers.catalog.registry import path_of
 
 USAGE = {
     "activation": ('{id} = make("{id}")', "y = {id}(x)  # any shape"),
