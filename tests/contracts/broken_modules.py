@@ -286,6 +286,73 @@ UNTRUE = [
     ("determinism", activation(nn.ReLU, deterministic=False)),
 ]
 
+
+class WrongParameter(Slope):
+    """Leaky ReLU with the right gradient by its input and a wrong one by its slope."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, doubled(self.slope) * x)
+
+
+class SinglePrecision(Slope):
+    """Compute in float32, whatever comes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+class Hoarder(Slope):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = {"one": [torch.ones(1)]}
+
+
+class Stray(Slope):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.ones(x.shape[-1:] or 1, dtype=x.dtype)
+
+
+class Wasteful(nn.ReLU):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.rand(1)
+
+
+class Leaking(Dense):
+    """Normalise over the batch, in evaluation mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - x.mean()
+
+
+class Peeking(Average):
+    """Add a thousandth of the next token."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) + 1e-3 * torch.cat([x[:, 1:], x[:, -1:]], dim=1)
+
+
+class HalfMasked(Average):
+    """Leave padding out of the sum, and count it."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        weight = torch.ones_like(x[..., :1]) if mask is None else mask[..., None].to(x.dtype)
+        return (self.linear(x) * weight).cumsum(1) / torch.ones_like(weight).cumsum(1) + x.mean(
+            1, keepdim=True
+        )
+
+
+SUBTLE = [
+    ("gradients", activation(WrongParameter)),
+    ("gradients", activation(SinglePrecision)),
+    ("device moves", activation(Hoarder)),
+    ("device moves", activation(Stray)),
+    ("global generators", activation(Wasteful)),
+    ("batch independence", Case("layer", Leaking, DENSE.properties)),
+    ("causality", Case("mixer", Peeking, AVERAGE.properties)),
+    ("mask", Case("mixer", HalfMasked, {"causal": False})),
+]
+
 BROKEN_MODULES: dict[tuple[str, str], Case] = {
     **{("activation", check): case for check, case in OWN.items()},
     ("layer", "arguments"): Case("layer", Triples, DENSE.properties),

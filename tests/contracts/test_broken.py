@@ -2,7 +2,7 @@
 
 import pytest
 from broken_functions import BROKEN_FUNCTIONS
-from broken_modules import BROKEN_MODULES, UNTRUE
+from broken_modules import BROKEN_MODULES, SUBTLE, UNTRUE
 from cases import Case
 
 from workingpapers.catalog import KINDS
@@ -36,6 +36,11 @@ def test_an_untrue_declaration_fails(check: str, case: Case) -> None:
     failures = case.check(only=check).failures
     assert list(failures) == [check]
     assert "was raised" not in failures[check]
+
+
+@pytest.mark.parametrize(("check", "case"), SUBTLE, ids=[case.name for _, case in SUBTLE])
+def test_a_subtle_fault_fails(check: str, case: Case) -> None:
+    assert list(case.check(only=check).failures) == [check]
 
 
 def test_no_broken_component_is_left_without_its_check() -> None:

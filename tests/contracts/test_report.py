@@ -63,6 +63,13 @@ def test_a_registered_component_brings_kind_and_properties() -> None:
     assert not check_contract("tanh", only="even", even=True).passed
 
 
+def test_variants_are_held_to_the_same_checks() -> None:
+    steep = {"variants": [{"slope": 0.5}, {"slope": 3.0}]}
+    assert check_contract(Slope, "activation", lipschitz=1.0, only="lipschitz").passed
+    report = check_contract(Slope, "activation", lipschitz=1.0, only="lipschitz", **steep)
+    assert "but with slope=3.0 there is a slope of 3, more than 1" in report.failures["lipschitz"]
+
+
 def test_only_and_progress_tell_what_runs() -> None:
     seen = []
     check_contract(nn.Tanh, "activation", only=["repr", "dtypes"], progress=lambda *step: seen.append(step))
@@ -80,6 +87,7 @@ def test_only_and_progress_tell_what_runs() -> None:
         (lambda: check_contract("tanh", "layer"), "registered as activation"),
         (lambda: check_contract(nn.Linear, "layer"), "needs the property 'example'"),
         (lambda: check_contract(nn.Linear, "layer", replaces="Liner"), "'Linear'"),
+        (lambda: check_contract(nn.Tanh(), "activation"), "give the class Tanh"),
         (lambda: check_contract(nn.Linear, "model"), "needs the property 'example'"),
         (lambda: check_contract(nn.MSELoss, "trainer"), "needs the property 'trains'"),
         (lambda: check_contract(nn.MSELoss, "trainer", trains="los"), "'loss'"),

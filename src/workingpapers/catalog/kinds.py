@@ -8,6 +8,7 @@ from workingpapers.errors import WorkingPapersError, unknown
 
 COMMON = {
     "options": "options of the small instance that the checks build (default: the component's own defaults)",
+    "variants": "list of further options, each on top of `options`, whose instances are held to the same checks",
     "deterministic": "the same input gives the same output, whatever the global seed (default True)",
     "known_failures": "{check: one sentence why it fails}; a listed check that passes is an error too",
 }

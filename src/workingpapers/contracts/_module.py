@@ -9,12 +9,21 @@ from torch import Tensor, nn
 from workingpapers.contracts._check import ContractFailure, expect
 from workingpapers.contracts._subject import Subject
 from workingpapers.contracts._tensors import cast, floating, rows, tensors
+from workingpapers.errors import WorkingPapersError
 
 
 class ModuleSubject(Subject):
     """A component that is an nn.Module; kinds say how its arguments and its inputs look."""
 
     odd_batches: tuple[int, ...] = (63, 1000)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if isinstance(self.target, nn.Module):
+            raise WorkingPapersError(
+                f"the contract builds its own instances: give the class {self.name}, or a function that builds "
+                "one, instead of an instance"
+            )
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and keyword arguments of the small instance that the checks build."""

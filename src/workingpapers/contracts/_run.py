@@ -59,7 +59,7 @@ def check_contract(
     for number, check in enumerate(chosen):
         if progress is not None:
             progress(check.name, number, len(chosen))
-        results[check.name] = _outcome(check, subject, known.get(check.name))
+        results[check.name] = _outcome(check, [subject, *subject.variants()], known.get(check.name))
     return Report(subject.name, kind, results)
 
 
@@ -98,8 +98,9 @@ def _chosen(contract: Contract, applicable: list[Check], only: str | Iterable[st
     return [check for check in applicable if check.name in names]
 
 
-def _outcome(check: Check, subject: Subject, reason: str | None) -> Result:
-    happened = _run(check, subject)
+def _outcome(check: Check, subjects: Iterable[Subject], reason: str | None) -> Result:
+    """Return the first failure among the variants of a component, or that there is none."""
+    happened = next(filter(None, (_run(check, subject) for subject in subjects)), None)
     if happened is None and reason is None:
         return Result(PASSED)
     if happened is None:
@@ -119,9 +120,9 @@ def _run(check: Check, subject: Subject) -> str | None:
         try:
             check.run(subject)
         except ContractFailure as failure:
-            return str(failure)
+            return f"{subject.variant}{failure}"
         except Exception as error:  # whatever a component raises is a broken promise, and is reported as one
-            return f"{type(error).__name__} was raised: {_first_line(str(error))}"
+            return f"{subject.variant}{type(error).__name__} was raised: {_first_line(str(error))}"
     return None
 
 

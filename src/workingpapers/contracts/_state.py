@@ -143,12 +143,18 @@ def _repr(subject: ModuleSubject) -> None:
     text = repr(subject.build())
     name = type(subject.build()).__name__
     expect(name in text, f"repr does not name the class {name}: {text[:80]!r}")
+    for change, changed in _variants(subject):
+        expect(repr(changed) != text, f"repr is the same for {change} as without it")
+
+
+def _variants(subject: ModuleSubject) -> Iterator[tuple[str, nn.Module]]:
+    """Yield an instance for every option that takes another value than its present one, and which it is."""
     for option, value in _other_options(subject):
         try:
             changed = subject.build(**{option: value})
         except Exception:  # the changed value is a guess; that it is refused is no fault
             continue
-        expect(repr(changed) != text, f"repr is the same for {option}={value!r} as without it")
+        yield f"{option}={value!r}", changed
 
 
 def _other_options(subject: ModuleSubject) -> Iterator[tuple[str, Any]]:
@@ -201,7 +207,8 @@ def _no_warnings(subject: ModuleSubject) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         module = subject.build()
-        repr(module)
+        for variant in [module, *(changed for _, changed in _variants(subject))]:
+            repr(variant)
         train_one_step(module, subject.inputs())
         outputs = evaluate(module, subject.inputs())
     expect_none([warning.message for warning in caught], "it warned: {}")

@@ -1,9 +1,9 @@
 """The subject of a contract: a component, what it declares, and how it is built for the checks."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from workingpapers.errors import WorkingPapersError
 
@@ -16,8 +16,11 @@ class Subject:
 
     required: tuple[str, ...] = ()
 
-    def __init__(self, name: str, target: Callable[..., Any], properties: Mapping[str, Any]) -> None:
+    def __init__(
+        self, name: str, target: Callable[..., Any], properties: Mapping[str, Any], variant: str = ""
+    ) -> None:
         self.name = name
+        self.variant = variant
         self.target = target
         self.properties = properties
         self.options: dict[str, Any] = dict(properties.get("options") or {})
@@ -26,6 +29,13 @@ class Subject:
                 raise WorkingPapersError(
                     f"the contract of {name} needs the property {needed!r}, which is not declared"
                 )
+
+    def variants(self) -> Iterator[Self]:
+        """Yield the same component with each of its declared variants of options."""
+        for options in self.declared("variants", []):
+            given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+            changed = {**self.properties, "options": {**self.options, **options}}
+            yield type(self)(self.name, self.target, changed, f"with {given} ")
 
     def declared(self, name: str, default: Any = None) -> Any:
         """Return the declared value of the property `name`, or `default`."""

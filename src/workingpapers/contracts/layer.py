@@ -67,7 +67,7 @@ class LayerSubject(ModuleSubject):
                 f"{', '.join(SIZES)}"
             )
 
-    def variants(self) -> list[tuple[tuple[Any, ...], Any]]:
+    def comparisons(self) -> list[tuple[tuple[Any, ...], Any]]:
         """Return all (positional arguments, inputs for four examples) that the layer is compared at."""
         generator = torch.Generator().manual_seed(0)
         if self.declared("example") is not None or self.replaces not in SIZES:
@@ -100,7 +100,7 @@ contract = Contract(LayerSubject, MODULE_CHECKS)
     "arguments", "it takes the positional arguments of the layer that it replaces", declares("replaces")
 )
 def _arguments(subject: LayerSubject) -> None:
-    for arguments, _ in subject.variants():
+    for arguments, _ in subject.comparisons():
         subject.both(arguments)
 
 
@@ -108,7 +108,7 @@ def _arguments(subject: LayerSubject) -> None:
     "shapes", "its outputs have the shapes that the layer which it replaces gives", declares("replaces")
 )
 def _shapes(subject: LayerSubject) -> None:
-    for arguments, inputs in subject.variants():
+    for arguments, inputs in subject.comparisons():
         own, torchs = (_shapes_of(evaluate(layer, inputs)) for layer in subject.both(arguments))
         expect(own == torchs, f"with the arguments {arguments} the output has shape {own}, not {torchs}")
 
