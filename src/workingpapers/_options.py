@@ -6,24 +6,28 @@ import typer
 
 
 def ids(incomplete: str) -> list[str]:
+    """Return the ids of papers that begin with what was typed."""
     from workingpapers.catalog.records import records
 
     return [id for id in records() if id.startswith(incomplete)]
 
 
 def families(incomplete: str) -> list[str]:
+    """Return the names of families that begin with what was typed."""
     from workingpapers.catalog.records import families
 
     return [f for f in families() if f.startswith(incomplete)]
 
 
 def kinds(incomplete: str) -> list[str]:
+    """Return the names of kinds that begin with what was typed."""
     from workingpapers.catalog.kinds import KINDS
 
     return [k for k in KINDS if k.startswith(incomplete)]
 
 
 def tasks(incomplete: str) -> list[str]:
+    """Return the names of tasks that begin with what was typed."""
     from workingpapers.tasks import TASKS
 
     return [t for t in TASKS if t.startswith(incomplete)]

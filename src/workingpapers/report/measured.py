@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workingpapers.experiments.comparison import FINAL, Comparison
+from workingpapers.experiments.comparison import Comparison
+from workingpapers.experiments.execution import FINAL
 from workingpapers.experiments.store import Run
 from workingpapers.experiments.variants import label
 from workingpapers.report.svg import HUGE

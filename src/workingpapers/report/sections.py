@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workingpapers.experiments.comparison import FINAL, Comparison
+from workingpapers.experiments.comparison import Comparison
+from workingpapers.experiments.execution import FINAL
 from workingpapers.report import sentences
 from workingpapers.report.measured import baseline_label, curve_metrics, value_of
 from workingpapers.report.numbers import (

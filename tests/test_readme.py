@@ -1,0 +1,73 @@
+"""Every command and every line of Python in the README runs."""
+
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+SCRIPT = """
+import random
+
+def run(activation, lr, seed):
+    return {"accuracy": 0.9 + 0.05 * (activation == "golu") + 0.01 * random.random(), "loss": lr}
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+MAKE = [line for block in blocks("console") for line in block.splitlines() if line.startswith("make ")]
+
+
+def test_nothing_in_the_readme_is_left_out() -> None:
+    lines = [line for block in blocks("console") for line in block.splitlines() if line.strip()]
+    assert sorted(lines) == sorted([*MAKE, *(f"$ {c}" for c in COMMANDS)])
+    assert all(command.startswith("workingpapers ") for command in COMMANDS)
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    words = shlex.split(command)[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "workingpapers", *words],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=False,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip()
+    for name in [b for a, b in itertools.pairwise(words) if a in ("--report", "--out")]:
+        assert (tmp_path / name).stat().st_size > 500
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_knows_the_command(command: str) -> None:
+    done = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = {"make demo": "workingpapers demo", "make test": "pytest"}[command]
+    assert expected in done.stdout
+
+
+def test_the_python_runs() -> None:
+    whole, sketch = blocks("python")
+    exec(compile(whole, "README", "exec"), {})
+    compile(sketch, "README", "exec")
+
+
+def test_links_inside_the_repository_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
