@@ -129,6 +129,12 @@ def test_global_generators_and_warnings_are_left_alone() -> None:
     )
 
 
+def test_the_callers_gradient_mode_does_not_matter() -> None:
+    with torch.no_grad():
+        assert check_contract(nn.Tanh, "activation", only=["gradients", "double backward"]).passed
+        assert not torch.is_grad_enabled()
+
+
 def test_every_promise_completes_a_sentence() -> None:
     from workingpapers.catalog import KINDS
 

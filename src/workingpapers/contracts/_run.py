@@ -115,7 +115,7 @@ def _outcome(check: Check, subjects: Iterable[Subject], reason: str | None) -> R
 
 
 def _run(check: Check, subject: Subject) -> str | None:
-    with _own_random_state(), warnings.catch_warnings():
+    with _own_surroundings(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             check.run(subject)
@@ -132,13 +132,13 @@ def _first_line(text: str, most: int = 300) -> str:
 
 
 @contextmanager
-def _own_random_state() -> Iterator[None]:
-    """Seed every global generator for one check and leave all of them as they were."""
+def _own_surroundings() -> Iterator[None]:
+    """Seed every global generator and record gradients for one check; leave all as it was."""
     import numpy
     import torch
 
     python, numbers = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         random.seed(0)
         numpy.random.seed(0)
