@@ -1,4 +1,4 @@
-"""The registry binds code to records: by path, lazily, each name once, with one clear sentence for what is wrong."""
+"""The registry binds code to records: by path, lazily, each name once, and says clearly what is wrong."""
 
 import json
 import os
@@ -246,3 +246,18 @@ def test_a_broken_plug_in_warns_and_leaves_the_rest(add_paper, monkeypatch: pyte
     module.forget()
     with pytest.warns(UserWarning, match="plug-in 'broken' names 'no_such_package_anywhere'"):
         assert list(records()) == ["double"]
+
+
+def test_the_hash_covers_the_file_and_what_it_shares_with_its_family(add_paper) -> None:
+    path = add_paper("double", "from collection.activations._one import x\n")
+    one, two, other = (path.with_name(f"_{n}.py") for n in ("one", "two", "other"))
+    one.write_text("from collection.activations._two import y\n")
+    two.write_text("from collection.activations._one import x\n")
+    other.write_text("z = 1\n")
+    hashes = [registry.source_hash("double")]
+    for file, changes in ((path, True), (one, True), (two, True), (other, False)):
+        file.write_text(file.read_text() + "# changed\n")
+        hashes.append(registry.source_hash("double"))
+        assert (hashes[-1] != hashes[-2]) is changes
+    add_paper("later")
+    assert registry.source_hash("later") is None

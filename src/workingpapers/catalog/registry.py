@@ -7,6 +7,7 @@ register several components: its own under the paper's id, and parts such as `re
 import hashlib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -150,9 +151,28 @@ def path_of(id: str) -> Path | None:
 
 
 def source_hash(id: str) -> str | None:
-    """Return the sha256 of the paper's file, to which the ledger's results are tied."""
+    """Return the sha256 of the paper's file and of what it imports of its family's shared `_*.py` files.
+
+    The ledger's results are tied to it: when it changes, they are stale.
+    """
     path = path_of(id)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
+    if path is None:
+        return None
+    digest = hashlib.sha256()
+    for part in _with_shared(path):
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
+
+
+def _with_shared(path: Path) -> list[Path]:
+    """Return `path` and, in a fixed order, the shared files of its folder that it imports, directly or not."""
+    found = [path]
+    for part in found:
+        for name in sorted(set(re.findall(rf"\b{path.parent.name}\.(_\w+)", part.read_text("utf-8")))):
+            shared = path.with_name(f"{name}.py")
+            if shared.exists() and shared not in found:
+                found.append(shared)
+    return found
 
 
 def load(id: str) -> dict[str, Component]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from workingpapers.data import Split
-from workingpapers.papers.activations._common import accuracy, astronaut, noise_drop
+from workingpapers.papers.activations._common import accuracy, noise_drop, photograph
 
 
 class Sign(nn.Module):
@@ -55,7 +55,8 @@ def test_noise_follows_the_seed() -> None:
 
 
 def test_photograph_is_an_image() -> None:
-    photograph = astronaut()
-    assert photograph.shape == (1, 3, 512, 512)
-    assert photograph.min() == 0
-    assert photograph.max() == 1
+    picture = photograph()
+    assert picture.shape == (1, 3, 427, 640)
+    assert picture.min() == 0
+    assert picture.max() == 1
+    assert picture[0, 2].mean() > picture[0, 0].mean()  # more blue than red: a clear sky

@@ -4,10 +4,10 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
+from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from workingpapers.data import Split, images
-from workingpapers.errors import WorkingPapersError
 from workingpapers.tasks import Budget, Result, fit, initialise, residual_cnn
 
 
@@ -33,15 +33,9 @@ def trained_cnn(
     return model, fit(model, split, epochs=epochs, lr=2e-3, seed=seed)
 
 
-def astronaut() -> Tensor:
-    """Return scikit-image's photograph of an astronaut as (1, 3, 512, 512) float32 in [0, 1]."""
-    try:
-        from skimage import data as photographs
-    except ImportError:
-        raise WorkingPapersError(
-            "this claim is measured on a photograph of scikit-image: pip install 'workingpapers[images]'"
-        ) from None
-    pixels = photographs.astronaut()  # type: ignore[no-untyped-call]
+def photograph() -> Tensor:
+    """Return scikit-learn's photograph of a Chinese temple as (1, 3, 427, 640) float32 in [0, 1]."""
+    pixels = load_sample_image("china.jpg")
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 
 

@@ -17,7 +17,7 @@ from workingpapers.catalog import claim, paper
 from workingpapers.data import text
 from workingpapers.experiments import Evidence, all_of, at_least, at_most, below
 from workingpapers.kernels import pointwise
-from workingpapers.papers.activations._common import astronaut, cifar, noise_drop, outputs_of, trained_cnn
+from workingpapers.papers.activations._common import cifar, noise_drop, outputs_of, photograph, trained_cnn
 from workingpapers.tasks import Budget, LanguageModelling, char_gpt, fit, initialise
 
 BASELINES: dict[str, Callable[[], nn.Module]] = {
@@ -109,7 +109,7 @@ def variance_ratio(budget: Budget, seed: int) -> Evidence:
     gated = {"golu": GoLU(), "gelu": nn.GELU(), "silu": nn.SiLU(), "mish": nn.Mish()}
     error = max(abs(gaussian_variance(gated[name]) - value) for name, value in expected.items())
     stem = initialise(lambda: nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32)), seed)
-    found = variance_report(stem, astronaut(), gated)
+    found = variance_report(stem, photograph(), gated)
     return Evidence(
         gaussian_error=error, image_ratio=found["golu"] / min(found[n] for n in ("gelu", "silu", "mish"))
     )
