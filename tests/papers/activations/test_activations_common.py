@@ -59,4 +59,4 @@ def test_photograph_is_an_image() -> None:
     assert picture.shape == (1, 3, 427, 640)
     assert picture.min() == 0
     assert picture.max() == 1
-    assert picture[0, 2].mean() > picture[0, 0].mean()  # more blue than red: a clear sky
+    assert 0.3 < picture.mean() < 0.7
