@@ -59,6 +59,7 @@ class RayPool:
             self._owned = not self._ray.is_initialized()
             if self._owned:
                 _connect(self._ray, address)
+                _print_messages(self._ray, False)
             gpus = 1 if experiment.device.startswith("cuda") else 0
             self._run = self._ray.remote(num_cpus=experiment.threads, num_gpus=gpus, max_retries=0,
                                          num_returns="streaming")(_task)
@@ -98,6 +99,7 @@ class RayPool:
             self._tasks.clear()
             if self._owned:
                 self._ray.shutdown()
+                _print_messages(self._ray, True)
 
     def _room(self) -> int:
         resources = self._ray.cluster_resources()
@@ -184,6 +186,11 @@ def _connect(ray: Any, address: str | None) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = f"the Ray cluster at {address!r} cannot be reached" if address else "Ray cannot be started here"
         raise WorkingPapersError(f"{where}: {reason}") from None
+
+
+def _print_messages(ray: Any, on: bool) -> None:
+    """Switch what Ray prints of dying processes into our standard output, for which it has no public switch."""
+    ray._private.worker._worker_logs_enabled = on
 
 
 @contextlib.contextmanager
