@@ -70,6 +70,7 @@ def test_a_part_of_something_else_is_thrown_away(get: Any, tmp_path: Path, part:
 def test_a_server_without_ranges_sends_it_all_again(get: Any, server: Any, behave: Any, way: str) -> None:
     server.script = [behave["cut"], behave[way]]
     assert get().read_bytes() == CONTENT
+    assert len(server.log) == (2 if way == "without_range" else 3)
 
 
 def test_passing_server_errors_are_tried_again(get: Any, server: Any, behave: Any) -> None:

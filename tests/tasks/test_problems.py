@@ -171,14 +171,17 @@ def test_sparse_features_give_what_dense_ones_give(training: bool) -> None:
     assert measured(sparse, model) == pytest.approx(measured(dense, model), rel=1e-5)
 
 
-def test_sparse_dropout_has_the_right_mean() -> None:
+def test_sparse_dropout_has_the_mean_and_spread_of_the_dense_one() -> None:
     toy = random_graph()
-    x = NodeClassification(toy, sparse=True).x
     model = initialise(lambda: GCN(6, 3, depth=1, dropout=0.4), 0)
     p = normalised_adjacency(toy.edges, len(toy.x))
+    draws = []
     with torch.no_grad():
-        mean = torch.stack([model.train()(x, p) for _ in range(4000)]).mean(0)
-        assert torch.allclose(mean, model.eval()(x, p), atol=0.02)
+        for x in (NodeClassification(toy, sparse=True).x, NodeClassification(toy).x):
+            draws.append(torch.stack([model.train()(x, p) for _ in range(3000)]))
+        assert torch.allclose(draws[0].mean(0), model.eval()(x, p), atol=0.02)
+    assert torch.allclose(draws[0].std(0), draws[1].std(0), rtol=0.1)
+    assert float(draws[0].std(0).min()) > 0.01
 
 
 def test_renaming_the_nodes_renames_the_outputs() -> None:

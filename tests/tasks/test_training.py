@@ -120,15 +120,29 @@ def test_draws_between_points_change_nothing() -> None:
     assert found == expected
 
 
-def test_the_seed_decides_dropout() -> None:
-    """With one full batch an epoch, order cannot matter: what differs between seeds is dropout alone."""
-    split = images("digits", train=64, test=100)
-    losses = [
-        fit(initialise(dropout_net, 0), split, steps=1, batch=64, seed=s).metrics["train_loss"]
-        for s in (0, 0, 1)
-    ]
-    assert losses[0] == losses[1]
-    assert losses[0] != pytest.approx(losses[2], abs=1e-6)
+class Drawing(nn.Module):
+    """Draws a number from the global state in each training step, as dropout does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = line()
+        self.drawn: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.drawn.append(float(torch.rand(())))
+        out: Tensor = self.linear(x)
+        return out
+
+
+def test_draws_in_training_follow_from_the_seed_and_never_repeat() -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        model = Drawing()
+        fit(model, linear_data(), steps=12, every=3, seed=seed)
+        runs.append(model.drawn)
+    assert runs[0] == runs[1]
+    assert len({*runs[0], *runs[2]}) == 24
 
 
 class Recorder(nn.Module):
