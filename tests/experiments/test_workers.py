@@ -1,5 +1,6 @@
 """Worker processes: what they do to a run, and what becomes of one that dies, hangs or prints."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -193,13 +194,20 @@ def test_output_is_kept_for_runs_without_a_result_only(pools: Pools, capfd: pyte
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.skipif(multiprocessing.get_all_start_methods()[0] != "fork", reason="needs picklable classes there")
 def test_the_function_may_have_workers_of_its_own(pools: Pools) -> None:
-    def run(seed: int) -> float:
-        numbers = torch.utils.data.TensorDataset(torch.arange(8.0))
-        data = torch.utils.data.DataLoader(numbers, batch_size=4, num_workers=1)
-        return float(sum(batch.sum() for (batch,) in data))
-
-    assert [o.metrics for o in outcomes(pools(run), seeds(1))] == [{"value": 28.0}]
+    """A data set that a script defines cannot be imported by them: they begin as they do in the script."""
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec(textwrap.dedent("""
+        import torch
+        class Numbers(torch.utils.data.Dataset):
+            def __len__(self): return 8
+            def __getitem__(self, i): return float(i)
+        def run(seed):
+            data = torch.utils.data.DataLoader(Numbers(), batch_size=4, num_workers=1)
+            return float(sum(batch.sum() for batch in data))
+    """), scope)
+    assert [o.metrics for o in outcomes(pools(scope["run"]), seeds(1))] == [{"value": 28.0}]
 
 
 def test_threads_of_torch_and_of_the_environment_are_the_experiments(pools: Pools) -> None:

@@ -2,6 +2,7 @@
 
 import faulthandler
 import gc
+import multiprocessing
 import os
 import shutil
 import signal
@@ -22,12 +23,14 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 def serve(work: Connection, lifeline: Connection, output: str, payload: bytes, threads: int, device: str,
-          environment: dict[str, str]) -> None:
+          environment: dict[str, str], start_method: str) -> None:
     """Make the runs that come in by `work`, and send back 'started', points, and an outcome for each.
 
     What runs print goes to the file `output`; `environment` is set before anything heavy is imported.
+    `start_method` is how the run's own processes are to begin (those of a DataLoader), as in the driver.
     """
     _leave_the_terminal()
+    multiprocessing.set_start_method(start_method, force=True)  # it is 'spawn', the way this process came about
     os.environ.update(environment, **dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     printed = _Output(output)
     threading.Thread(target=_end_with_driver, args=(lifeline, printed), daemon=True).start()

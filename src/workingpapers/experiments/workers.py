@@ -189,7 +189,8 @@ class _Worker:
         self.work, work = context.Pipe()
         lifeline, self._lifeline = context.Pipe(duplex=False)
         self.process = context.Process(target=serve, name="workingpapers-worker", args=(
-            work, lifeline, output, payload, experiment.threads, experiment.device, environment))
+            work, lifeline, output, payload, experiment.threads, experiment.device, environment,
+            multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]))
         with _starting, _another_main(), _interrupts_held():
             self.process.start()
         work.close()  # the worker's ends: only while it lives may they be open, or its death would not show
