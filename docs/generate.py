@@ -23,8 +23,9 @@ def paper_page(id: str) -> str:
         lines += ["```python", *sheet.usage, "```", ""]
     links = [f"[arXiv {r.arxiv}]({r.url})"] * bool(r.arxiv) + [f"[authors' code]({r.code})"] * bool(r.code)
     lines += [" · ".join(links), ""] if links else []
+    state = "works here" if sheet.works else "not written yet" if not sheet.source else "does not work yet"
     lines += [
-        f"State: {'works here' if sheet.works else 'not written yet' if not sheet.source else 'does not work yet'}. "
+        f"State: {state}. "
         f"Fidelity: {r.fidelity}. {r.fidelity_note}",
         "",
         "## Claims",

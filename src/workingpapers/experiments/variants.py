@@ -46,8 +46,9 @@ class TaskRun:
 
     def check(self, variants: Sequence[Variant]) -> None:
         """Raise one sentence if the task has no such variable or a named component does not exist."""
-        from workingpapers.tasks import task
+        from workingpapers.tasks import budget, task
 
+        budget(self.budget)
         known = task(self.task).variables
         for variant in variants:
             for key, value in variant.items():

@@ -16,6 +16,7 @@ from workingpapers.claims import Verdict, check_claims
 from workingpapers.contracts import Report, check_contract
 from workingpapers.errors import WorkingPapersError, unknown
 from workingpapers.experiments.store import Store
+from workingpapers.tasks import budget as named_budget
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def check(
     `budget` is 'quick' (minutes on two cores) or 'full'; `names` picks claims; `seeds` replaces the declared
     seeds for calibration.  Runs that the store holds already are not repeated.
     """
+    named_budget(budget)
     contracts = {name: check_contract(name) for name in load(id)} if contract else {}
     verdicts = check_claims(
         id, budget=budget, names=names, seeds=seeds, store=store, workers=workers, on=on, progress=progress
