@@ -83,7 +83,7 @@ def test_completion_offers_papers() -> None:
         (["find", ""], "a search needs some words"),
         (
             ["find", "x", "--family", "activation"],
-            "no family is named 'activation'; the nearest name is 'activations'",
+            "no family is named 'activation'; the nearest name",
         ),
         (["list", "--kind", "layers"], "no kind is named 'layers'; the nearest name is 'layer'"),
         (["contract", "rellu"], "no paper or reference is named 'rellu'"),
