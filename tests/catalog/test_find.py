@@ -9,14 +9,14 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from workingpapers.catalog import embeddings, ledger
+from workingpapers.catalog import ledger
 from workingpapers.catalog.find import Match, find, similar
 from workingpapers.catalog.index import Index, build
 from workingpapers.catalog.query import parse
 from workingpapers.catalog.records import Record, record, records
+from workingpapers.catalog.semantics import fit
 from workingpapers.errors import UnknownName, WorkingPapersError
 
 module = import_module("workingpapers.catalog.find")
@@ -183,6 +183,20 @@ def test_equal_papers_stand_in_the_order_of_the_records(search_in: Callable[...,
     assert len({match.score for match in found}) == 1
 
 
+def test_meaning_finds_papers_that_have_none_of_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = replace(record("mish"), claims=(), topics=(), asks=(), formula=None, title="", family="", kind="")
+    summaries = {
+        "car": "car engine wheel",
+        "rose": "rose tulip garden",
+        "automobile": "automobile engine wheel",
+        "tulip": "tulip garden",
+    }
+    built = build([replace(one, id=f"{id}_net", summary=text) for id, text in summaries.items()])
+    two_themes = replace(built, space=fit(built.postings, 2))
+    monkeypatch.setattr(module, "index", lambda: two_themes)
+    assert ids(find("car"))[:2] == ["car_net", "automobile_net"]
+
+
 def test_neighbouring_words_count_more_than_scattered_ones(search_in: Callable[..., Index]) -> None:
     one = replace(record("mish"), claims=(), topics=(), asks=(), formula=None, title="")
     scattered = replace(one, id="scattered", summary="quokka near wallaby zebra")
@@ -264,42 +278,3 @@ def test_a_search_imports_neither_torch_nor_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-class Colours:
-    """A stand-in for an embedding model: it knows that crimson is near scarlet."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def encode(self, sentences: list[str]) -> np.ndarray:
-        self.calls += 1
-        return np.array(
-            [["crimson" in s or "scarlet" in s, "teal" in s, 0.1] for s in sentences], dtype=float
-        )
-
-
-def test_embeddings_take_part_when_asked_for(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, search_in: Callable[..., Index]
-) -> None:
-    one = replace(record("mish"), claims=(), topics=(), asks=(), formula=None, title="")
-    teal = replace(one, id="teal_net", summary="teal network")
-    scarlet = replace(one, id="scarlet_net", summary="scarlet network")
-    search_in(teal, scarlet, replace(one, id="plain_net", summary="network"))
-    model = Colours()
-    monkeypatch.setattr(embeddings, "encoder", lambda: model)
-    monkeypatch.setattr(embeddings, "_folder", lambda: tmp_path)
-    assert ids(find("crimson", limit=1)) == ["scarlet_net"]
-    assert ids(find("network crimson", limit=1)) == ["scarlet_net"]
-    assert ids(find("teal network", limit=1)) == ["teal_net"]
-    assert model.calls == 4  # the papers once, then each query
-
-
-def test_embeddings_are_off_unless_the_environment_names_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(embeddings.VARIABLE, raising=False)
-    assert embeddings.encoder() is None
-    monkeypatch.setenv(embeddings.VARIABLE, "some-model")
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    embeddings._model.cache_clear()
-    with pytest.raises(WorkingPapersError, match=r"pip install 'workingpapers\[embeddings\]'"):
-        find("softmax")
