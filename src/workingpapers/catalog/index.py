@@ -21,7 +21,7 @@ from workingpapers.catalog.semantics import LatentSpace
 FILE = Path(__file__).with_name("index.json")
 
 # Weights chosen by cross-validation over the records' `asks`, half of them indexed and the other half asked.
-# They are round, because the optimum is flat: halving or doubling one moves the hit rate by less than 1 %.
+# They are round, because the optimum is flat: halving or doubling one moves the hit rate by about 1 % at most.
 FIELDS = {
     "id": Field(4),
     "title": Field(3),
