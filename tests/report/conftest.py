@@ -86,10 +86,10 @@ def _read() -> Callable[[str], Node]:
     return read
 
 
-def make_run(
-    variant: Mapping[str, Any], seed: int, metrics: Mapping[str, float] | None, **other: Any
-) -> Run:
-    status = "failed" if metrics is None else "done" if all(map(math.isfinite, metrics.values())) else "diverged"
+def make_run(variant: Mapping[str, Any], seed: int, metrics: Mapping[str, float] | None, **other: Any) -> Run:
+    status = (
+        "failed" if metrics is None else "done" if all(map(math.isfinite, metrics.values())) else "diverged"
+    )
     curve = other.pop("curve", None)
     values: dict[str, Any] = {
         "experiment": "e", "name": "digits-mlp", "code": "c0de", "status": status, "seconds": 2.5,
@@ -97,7 +97,9 @@ def make_run(
         "finished": 1.79e9, "error": "ValueError: broken" if metrics is None else None, "traceback": None,
         "output": None, "key": (json.dumps(variant), seed), "packed_curve": json.dumps(curve) if curve else None,
     }  # fmt: skip
-    return Run(variant=dict(variant), seed=seed, metrics=dict(metrics) if metrics else None, **{**values, **other})
+    return Run(
+        variant=dict(variant), seed=seed, metrics=dict(metrics) if metrics else None, **{**values, **other}
+    )
 
 
 @pytest.fixture
@@ -139,11 +141,23 @@ def judged() -> Callable[..., Verdict]:
         seeds = list(range(max(map(len, figures.values()), default=0)))
         values = {name: list(column) for name, column in figures.items()}
         content: dict[str, Any] = {
-            "paper": "golu", "claim": "gain", "says": "It gains.", "figure": "70.76 against 69.74", "budget": "quick",
-            "rule": rule.text, "verdict": rule.judge(values) if figures else "not shown", "values": values,
-            "figures": {name: interval(column) for name, column in values.items()}, "seeds": seeds, "seconds": 90.0,
-            "machine": "box, cpu x 2", "version": "0.1.0", "finished": "1790000000.5", "calibrated": None, "errors": [],
-        }  # fmt: skip
+            "paper": "golu",
+            "claim": "gain",
+            "says": "It gains.",
+            "figure": "70.76 against 69.74",
+            "budget": "quick",
+            "rule": rule.text,
+            "verdict": rule.judge(values) if figures else "not shown",
+            "values": values,
+            "figures": {name: interval(column) for name, column in values.items()},
+            "seeds": seeds,
+            "seconds": 90.0,
+            "machine": "box, cpu x 2",
+            "version": "0.1.0",
+            "finished": "1790000000.5",
+            "calibrated": None,
+            "errors": [],
+        }
         return Verdict(**{**content, **other})
 
     return make

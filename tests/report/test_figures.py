@@ -15,14 +15,18 @@ def saved(figure):
 
 
 def test_differences_as_a_figure(compared):
-    comparison = compared({"relu": [0.1, 0.2, 0.4], "$golu_": [0.3, 0.5, 0.6], "_x": [0.1, 0.1, 0.1], "one": [0.2]})
+    comparison = compared(
+        {"relu": [0.1, 0.2, 0.4], "$golu_": [0.3, 0.5, 0.6], "_x": [0.1, 0.1, 0.1], "one": [0.2]}
+    )
     figure = plot_differences(comparison)
     (axes,) = figure.axes
     rows = [row for row in comparison.rows if row.difference]
-    ends = [tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "None"]
+    bars = [line.get_xdata() for line in axes.lines if line.get_marker() == "None"]
+    ends = [tuple(x) for x in bars if len(x) == 2]
     for row in [row for row in rows if row.seeds > 1]:
         assert (row.difference.interval.low, row.difference.interval.high) in ends
-    assert [t.get_text().replace("\\", "").split("\n")[0].strip() for t in axes.get_yticklabels()] == [r.label for r in rows]
+    labels = [text.get_text().replace("\\", "").split("\n")[0].strip() for text in axes.get_yticklabels()]
+    assert labels == [row.label for row in rows]
     assert saved(figure) > 1000
 
 

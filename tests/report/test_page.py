@@ -67,12 +67,17 @@ def drawn_numbers(page):
     for svg in page.all("svg"):
         for node in svg.walk():
             for name, value in node.attributes.items():
-                if name in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "r", "dx", "dy", "width", "height", "d", "viewbox"):
+                if name in "x y x1 x2 y1 y2 cx cy r dx dy width height d viewbox".split():
                     yield node, name, value
 
 
 def test_every_case_is_drawn_with_finite_positions(page, many_cases, judged):
-    verdicts = [judged({"gain": [0.1, NAN]}), judged({"gain": [NAN]}), judged({}), judged({"gain": [math.inf]})]
+    verdicts = [
+        judged({"gain": [0.1, NAN]}),
+        judged({"gain": [NAN]}),
+        judged({}),
+        judged({"gain": [math.inf]}),
+    ]
     found = page(comparisons=list(many_cases.values()), verdicts=verdicts)
     count = 0
     for node, name, value in drawn_numbers(found):
@@ -89,7 +94,9 @@ def test_every_case_is_drawn_with_finite_positions(page, many_cases, judged):
         assert set(wanted) <= set(ids)
 
 
-@pytest.mark.parametrize("case", ["one variant", "one variant, one seed", "all failed", "no runs", "thirty", "curves"])
+@pytest.mark.parametrize(
+    "case", ["one variant", "one variant, one seed", "all failed", "no runs", "thirty", "curves"]
+)
 def test_every_case_has_one_answer_and_all_variants(page, many_cases, case):
     comparison = many_cases[case]
     found = page(comparisons=[comparison])
@@ -99,13 +106,15 @@ def test_every_case_has_one_answer_and_all_variants(page, many_cases, case):
 
 
 def test_no_number_is_shown_as_nan(page, many_cases, judged):
-    text = page(comparisons=list(many_cases.values()), verdicts=[judged({"gain": [NAN, 0.2]})]).one("body").text
+    text = (
+        page(comparisons=list(many_cases.values()), verdicts=[judged({"gain": [NAN, 0.2]})]).one("body").text
+    )
     assert not re.search(r"\b([Nn]a[Nn]|inf|None(?! of))\b", text)
 
 
 def test_it_loads_nothing_and_runs_nothing(page, many_cases, judged):
     found = page(comparisons=list(many_cases.values()), verdicts=[judged({"gain": [0.1, 0.2, 0.3]})])
-    assert not {n.tag for n in found.walk()} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
+    assert not {n.tag for n in found.walk()} & set("script link img iframe object embed base form".split())
     for node in found.walk():
         assert not [a for a in node.attributes if a.startswith("on") or a in ("src", "srcset", "xlink:href")]
         assert (node.attributes.get("href") or "#").startswith("#")
@@ -141,7 +150,12 @@ def test_verdicts_are_all_there(page, judged):
     found = page(verdicts=verdicts)
     cards = found.all("article")
     assert [c.one("h4").text for c in cards] == ["First.", "Second.", "Third.", "Fourth."]
-    assert [c.one("span", "badge").text for c in cards] == ["holds", "does not hold", "not shown", "not shown"]
+    assert [c.one("span", "badge").text for c in cards] == [
+        "holds",
+        "does not hold",
+        "not shown",
+        "not shown",
+    ]
     assert ["golu" in c.text for c in cards] == [True, True, False, False]
     assert "limit moved" in cards[1].text
     assert "ValueError: broken" in cards[3].text
@@ -149,6 +163,24 @@ def test_verdicts_are_all_there(page, judged):
     assert found.one("h2").text == "Of 4 claims, 1 holds, 1 does not hold and 2 are not shown."
     overview = found.one("table", "all")
     assert [a.text for a in overview.all("a")] == ["First.", "Second.", "Third.", "Fourth."]
+
+
+@pytest.mark.parametrize(
+    ("gains", "tally"),
+    [
+        ([1], "The claim holds."),
+        ([-1], "The claim does not hold."),
+        ([0], "The claim is not shown."),
+        ([1, 1, 1], "All 3 claims hold."),
+        ([-1, -1], "None of the 2 claims holds."),
+        ([0, 0], "None of the 2 claims is shown."),
+        ([1, 1, 0], "Of 3 claims, 2 hold and 1 is not shown."),
+    ],
+)
+def test_claims_are_tallied_in_one_sentence(page, judged, gains, tally):
+    found = page(verdicts=[judged({"gain": [g - 0.1, g, g + 0.1]}) for g in gains])
+    assert found.one("h2").text == tally
+    assert not found.all("nav")
 
 
 def cells(row):
@@ -201,11 +233,16 @@ def test_every_run_is_listed_by_seed(page, compared):
 
 def test_runs_that_failed_alike_share_a_line(page, compared):
     found = page(comparisons=[compared({"relu": [None] * 5, "golu": [0.5] * 5})])
-    assert [li.text for li in found.one("ul", "failures").all("li")] == ["relu, seeds 0–4: failed: ValueError: broken"]
+    assert [li.text for li in found.one("ul", "failures").all("li")] == [
+        "relu, seeds 0–4: failed: ValueError: broken"
+    ]
 
 
 def test_it_says_where_it_comes_from(page, compared, judged):
-    content = {"comparisons": [compared({"relu": noise(3), "golu": noise(3)})], "verdicts": [judged({"gain": [0.1]})]}
+    content = {
+        "comparisons": [compared({"relu": noise(3), "golu": noise(3)})],
+        "verdicts": [judged({"gain": [0.1]})],
+    }
     found = page(**content, command="workingpapers compare x --seeds 3")
     header = found.one("header").text
     for told in ("box, cpu x 2", "Python 3.", "torch 2.", "workingpapers compare x --seeds 3"):
@@ -251,7 +288,9 @@ def test_a_file_that_is_there_is_replaced_as_a_whole(tmp_path, compared, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(WorkingPapersError, match=r"cannot write the report .*report.html: No space left on device$"):
+    with pytest.raises(
+        WorkingPapersError, match=r"cannot write the report .*report.html: No space left on device$"
+    ):
         write_report(path, comparisons=[], title="other")
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["report.html"]
@@ -267,13 +306,17 @@ def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path, place):
 
 
 def test_many_runs_stay_a_small_file(tmp_path, compared):
-    curves = {f"v{i}": [[{"step": float(s), "accuracy": s / 5e3} for s in range(2000)]] * 2 for i in range(10)}
+    curves = {
+        f"v{i}": [[{"step": float(s), "accuracy": s / 5e3} for s in range(2000)]] * 2 for i in range(10)
+    }
     comparison = compared({f"v{i}": [0.5, 0.6] for i in range(10)}, curves=curves)
     assert write_report(Path(tmp_path) / "r.html", comparisons=[comparison]).stat().st_size < 200_000
 
 
 def test_limits_of_a_claim_are_drawn(page, judged):
-    found = page(verdicts=[judged({"ratio": [0.5, 0.6, 0.7], "free": [1.0, 2.0, 3.0]}, rule=at_most(1.0, of="ratio"))])
+    found = page(
+        verdicts=[judged({"ratio": [0.5, 0.6, 0.7], "free": [1.0, 2.0, 3.0]}, rule=at_most(1.0, of="ratio"))]
+    )
     first, second = found.all("div", "strip")
     assert len(first.all("line", "limit")) == len(first.all("rect", "allowed")) == 1
     assert not second.all("line", "limit")

@@ -42,13 +42,25 @@ def test_differences_stand_where_their_numbers_say(compared, read):
         assert place(bar.attributes["x1"]) == pytest.approx(where(interval.low), abs=0.05)
         assert place(bar.attributes["x2"]) == pytest.approx(where(interval.high), abs=0.05)
         assert place(mark.attributes["x"]) == pytest.approx(where(interval.estimate), abs=0.05)
-        dots = [n for n in drawn.all("circle", "dot") if abs(float(n.attributes["cy"]) - float(mark.attributes["y"])) < ROW / 2]
+        dots = [
+            n
+            for n in drawn.all("circle", "dot")
+            if abs(float(n.attributes["cy"]) - float(mark.attributes["y"])) < ROW / 2
+        ]
         expected = sorted(where(v) for v in differences(comparison)[row.label].values())
         assert sorted(place(d.attributes["cx"]) for d in dots) == pytest.approx(expected, abs=0.05)
     ticks = {float(t.text.replace("−", "-")): place(t.attributes["x"]) for t in drawn.all("text", "tick")}
     assert len(ticks) >= 3
     for value, at in ticks.items():
         assert at == pytest.approx(where(value), abs=0.05)
+
+
+def test_nothing_is_drawn_where_there_is_nothing(compared):
+    assert differences_plot(compared({"a": [0.1, 0.2]}), "p") is None
+    failed = compared({"a": [None, math.nan], "b": [0.1, None]})
+    assert differences_plot(failed, "p") is None
+    assert seeds_plot(failed, "p") is not None
+    assert seeds_plot(compared({"a": [None], "b": [math.nan]}), "p") is None
 
 
 def test_differences_are_paired_by_seed(compared):
@@ -60,7 +72,9 @@ def test_no_differences_by_seed_where_seeds_are_not_paired(compared):
     assert differences(compared({"a": [0.1], "b": [0.2]}, paired=False)) == {"b": {}}
 
 
-@pytest.mark.parametrize(("goal", "hints"), [("max", ("◂ worse", "better ▸")), ("min", ("◂ better", "worse ▸"))])
+@pytest.mark.parametrize(
+    ("goal", "hints"), [("max", ("◂ worse", "better ▸")), ("min", ("◂ better", "worse ▸"))]
+)
 def test_the_better_side_follows_the_goal(compared, goal, hints):
     assert differences_plot(compared({"a": [0.1, 0.2], "b": [0.2, 0.4]}, goal=goal), "p").hints == hints
 
@@ -80,6 +94,8 @@ def test_what_is_far_off_becomes_an_arrow_at_the_edge(compared, read):
     assert len(arrows) == 5
     assert {n.attributes["x"] for n in drawn.all("svg", "at")} == {"0%"}
     assert "-1e+06" in arrows[0].text.replace("−", "-")
+    told = [t for t in drawn.all("text", "start") if float(t.attributes["y"]) == 5.5 * ROW]
+    assert [t.text for t in told] == ["−1e+06"]
 
 
 def test_lines_join_the_same_seed(compared, read):
@@ -89,7 +105,12 @@ def test_lines_join_the_same_seed(compared, read):
     for dot in drawn.all("circle", "seed"):
         dots.setdefault(float(dot.attributes["cy"]), []).append(dot)
     upper, lower = (dots[y] for y in sorted(dots))
-    by_seed = [{d.text.split("seed ")[1].split(":")[0]: d.attributes["cx"] for d in row} for row in (upper, lower)]
+    by_seed = [
+        {d.text.split("seed ")[1].split(":")[0]: d.attributes["cx"] for d in row} for row in (upper, lower)
+    ]
+    assert {(float(t.attributes["y1"]), float(t.attributes["y2"])) for t in drawn.all("line", "thread")} == {
+        (float(min(dots)), float(max(dots)))
+    }
     assert ends == {(by_seed[0][s], by_seed[1][s]) for s in ("0", "2")}
 
 
@@ -104,11 +125,13 @@ def test_a_learning_curve_is_the_mean_between_least_and_largest(compared):
 
 
 def test_a_run_counts_only_as_far_as_it_got_and_steps_in_between_are_joined(compared):
-    full = [{"step": s, "loss": 1.0} for s in (0.0, 10.0, 20.0)]
+    full = [{"step": s, "loss": 1.0} for s in (10.0, 0.0, 20.0)]
     short = [{"step": 0.0, "loss": 3.0}, {"step": 20.0, "loss": math.nan}, {"step": 15.0, "loss": 6.0}]
     comparison = compared({"a": [1.0, math.nan]}, metric="loss", curves={"a": [full, short]})
     (curve,) = learning_curves(comparison, "loss")
-    assert dict(zip(curve.steps, curve.mean, strict=True)) == pytest.approx({0: 2.0, 10: 3.0, 15: 3.5, 20: 1.0})
+    assert dict(zip(curve.steps, curve.mean, strict=True)) == pytest.approx(
+        {0: 2.0, 10: 3.0, 15: 3.5, 20: 1.0}
+    )
     assert curve.high[-1] == 1.0
 
 
@@ -142,6 +165,8 @@ def test_functions_and_derivatives_are_sampled(compared):
     np.testing.assert_allclose(slope, 1 - np.tanh(x) ** 2, atol=1e-6)
     assert module.training
     assert torch.equal(torch.get_rng_state(), state)
+    sampled(lambda x: x * torch.rand(()))
+    assert torch.equal(torch.get_rng_state(), state)
     assert np.all(sampled(torch.sign)[1] == 0)
     assert np.all(sampled(torch.ones_like)[1] == 0)
 
@@ -159,10 +184,13 @@ def test_activations_that_cannot_be_drawn_say_so(compared):
 
 
 def test_rules_are_read_back_from_their_own_words():
-    rule = all_of(at_most(1e-3, of="a", by="every"), any_of(below(-0.5, of="b.c"), above(2.0, of="b.c", by="median")))
+    rule = all_of(
+        at_most(1e-3, of="a", by="every"), any_of(below(-0.5, of="b.c"), above(2.0, of="b.c", by="median"))
+    )
     assert [(x.sign, x.value) for x in limits(rule.text, "a")] == [("<=", 0.001)]
     assert [(x.sign, x.value) for x in limits(rule.text, "b.c")] == [("<", -0.5), (">", 2.0)]
     assert limits(rule.text, "b") == limits(rule.text, "c") == limits("as the paper says", "a") == []
+    assert limits("mean bxc > 1", "b.c") == []
     assert [(x.sign, x.value) for x in limits(between(1, 1e9).text, "value")] == [(">=", 1.0), ("<=", 1e9)]
     assert rule_in_words(rule.text) == "every a at most 0.001 and (mean b.c below −0.5 or median b.c above 2)"
 
@@ -175,5 +203,6 @@ def test_the_side_that_complies_is_tinted(judged, read):
     assert place(tint["x"]) + place(tint["width"]) == pytest.approx(100, abs=0.02)
     dots = sorted(place(d.attributes["cx"]) for d in drawn.all("circle", "dot"))
     assert dots[0] < limit < dots[1] < dots[2]
-    (card,) = cards([judged({"value": [0.0, 1.0]}, rule=any_of(below(0.5), above(9)))])["golu"]
+    either = any_of(above(0.5), above(9, of="other"))
+    (card,) = cards([judged({"value": [0.0, 1.0], "other": [0.0, 1.0]}, rule=either)])["golu"]
     assert not read(str(card.figures[0].svg)).all("rect", "allowed")

@@ -24,12 +24,17 @@ UP = [b + g for b, g in zip(BASE, GAIN, strict=True)]
 
 
 def test_better_and_worse_are_told_by_their_size(compared):
-    for goal, words in (("max", ("b is better than a", "b is worse than a")), ("min", ("b is worse than a", "b is better than a"))):
+    for goal, words in (
+        ("max", ("b is better than a", "b is worse than a")),
+        ("min", ("b is worse than a", "b is better than a")),
+    ):
         for (first, second), word in zip(((BASE, UP), (UP, BASE)), words, strict=True):
             comparison = compared({"a": first, "b": second}, goal=goal)
             interval = comparison.rows[0].difference or comparison.rows[1].difference
             low, high = sorted(abs(end) for end in (interval.interval.low, interval.interval.high))
-            assert said(comparison) == f"{word} by 0.0120 [{low:.4f}, {high:.4f}] accuracy over 6 paired seeds."
+            assert (
+                said(comparison) == f"{word} by 0.0120 [{low:.4f}, {high:.4f}] accuracy over 6 paired seeds."
+            )
 
 
 def test_no_difference_says_how_many_seeds_would_tell(compared):
@@ -47,11 +52,17 @@ def test_the_best_of_several_leads_and_the_rest_follows(compared):
     assert said(comparison).startswith("best is better than a by 0.0240 [")
     assert more(comparison) == ["Better too: up; worse: down; no difference to a shown: same."]
     assert said(compared({"a": UP, "b": BASE, "c": BASE})) == "All 2 variants are worse than a."
-    assert said(compared({"a": BASE, "b": mixed, "c": worse})) == "None of the 2 variants is shown to be better than a."
+    assert (
+        said(compared({"a": BASE, "b": mixed, "c": worse}))
+        == "None of the 2 variants is shown to be better than a."
+    )
 
 
 def test_small_and_broken_comparisons_are_told_as_such(compared):
-    assert said(compared({"a": [0.5, 0.5]})) == "a has a mean accuracy of 0.5, standard deviation 0, over 2 seeds."
+    assert (
+        said(compared({"a": [0.5, 0.5]}))
+        == "a has a mean accuracy of 0.5, standard deviation 0, over 2 seeds."
+    )
     assert said(compared({"a": [0.5]})) == "a has a mean accuracy of 0.5 over 1 seed."
     assert said(compared({"a": [None] * 2, "b": [None] * 2})) == "No result: all 4 runs failed."
     assert said(compared({"a": [NAN], "b": [NAN]})) == "No finite accuracy: all 2 runs diverged."
@@ -84,7 +95,13 @@ def test_a_column_hides_no_digit_that_counts(widths):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "not known"), (NAN, "not known"), (math.inf, "infinite"), (-math.inf, "minus infinite"), (-0.25, "−0.25")],
+    [
+        (None, "not known"),
+        (NAN, "not known"),
+        (math.inf, "infinite"),
+        (-math.inf, "minus infinite"),
+        (-0.25, "−0.25"),
+    ],
 )
 def test_what_is_no_number_is_a_word(value, text):
     assert numbers.plain(value) == numbers.fixed(value, 2) == text
@@ -96,7 +113,13 @@ def test_intervals_and_spans_in_words():
     assert numbers.around(Interval(0.5, -math.inf, math.inf)) == "0.5"
     assert numbers.bounds(Interval(0.5, -math.inf, math.inf), 2) == "not known"
     assert numbers.ranges([3, 0, 1, 2, 7, 9, 10]) == "0–3, 7, 9, 10"
-    assert [numbers.duration(s) for s in (0.25, 42, 600, 9000, None)] == ["0.25 s", "42 s", "10 min", "2.5 h", "not known"]
+    assert [numbers.duration(s) for s in (0.25, 42, 600, 9000, None)] == [
+        "0.25 s",
+        "42 s",
+        "10 min",
+        "2.5 h",
+        "not known",
+    ]
 
 
 @given(
@@ -106,7 +129,9 @@ def test_intervals_and_spans_in_words():
 )
 def test_scales_show_their_values_and_round_ticks(values, log, count):
     scale = svg.Scale.fitting(values, log=log)
-    assert math.isfinite(scale.low) and math.isfinite(scale.high) and scale.low < scale.high
+    assert math.isfinite(scale.low)
+    assert math.isfinite(scale.high)
+    assert scale.low < scale.high
     for value in values:
         if abs(value) < svg.HUGE and (value > 1 / svg.HUGE or not log):
             assert -1e-9 <= scale.fraction(value) <= 1 + 1e-9
@@ -117,8 +142,17 @@ def test_scales_show_their_values_and_round_ticks(values, log, count):
     assert len(texts) == len(ticks)
 
 
+def test_values_that_differ_by_rounding_alone_are_one():
+    scale = svg.Scale.fitting([1.0, 1.0 + 2e-16])
+    assert scale.fraction(1.0) == pytest.approx(0.5)
+    assert svg.tick_texts(scale.ticks()) == ["0.90", "0.95", "1.00", "1.05", "1.10"]
+
+
 def test_elements_escape_and_refuse_what_cannot_be_drawn():
-    assert svg.element("text", "<b>", class_="a", data_x='"&') == '<text class="a" data-x="&#34;&amp;">&lt;b&gt;</text>'
+    assert (
+        svg.element("text", "<b>", class_="a", data_x='"&')
+        == '<text class="a" data-x="&#34;&amp;">&lt;b&gt;</text>'
+    )
     assert svg.element("line", x1=-0.001, x2=1 / 3, y1=None) == '<line x1="0" x2="0.33"></line>'
     with pytest.raises(ValueError, match="finite"):
         svg.element("line", x1=NAN)
@@ -142,7 +176,9 @@ def test_commands_are_told_as_typed(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     told = provenance.shell_command
     assert told(["/usr/bin/workingpapers", "compare", "a b"]) == "workingpapers compare 'a b'"
-    assert told([f"{tmp_path}/lib/workingpapers/cli.py", "check", f"{tmp_path}/x"]) == "workingpapers check ~/x"
+    assert (
+        told([f"{tmp_path}/lib/workingpapers/cli.py", "check", f"{tmp_path}/x"]) == "workingpapers check ~/x"
+    )
     assert told([f"{tmp_path}/train.py", "3"]) == "python ~/train.py 3"
     assert told(["/x/ipykernel_launcher.py", "-f", "k.json"]) is None
     assert told([""]) is told(["-c"]) is told([]) is None
@@ -169,7 +205,10 @@ def test_colours_can_be_told_from_their_ground():
     import re
 
     style = PackageLoader("workingpapers", "report").get_source(Environment(), "style.css")[0]
-    light, dark = (dict(re.findall(r"--([\w-]+): #(\w+)", block)) for block in re.findall(r":root \{(.*?)\}", style, re.S)[:2])
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): #(\w+)", block))
+        for block in re.findall(r":root \{(.*?)\}", style, re.S)[:2]
+    )
     assert light["card"] != dark["card"]
     for colours in (light, dark):
         for text in ("ink", "soft", "link"):

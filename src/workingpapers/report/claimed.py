@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workingpapers.claims import Verdict
+from workingpapers.experiments.evidence import FAILS, HOLDS, OPEN
 from workingpapers.report.numbers import MINUS, around, counted, duration, listed, plain, ranges
 from workingpapers.report.provenance import machines, when, without_home
 from workingpapers.report.svg import Scale, axis_across, drawing, element, marker
@@ -15,7 +16,7 @@ from workingpapers.report.svg import Scale, axis_across, drawing, element, marke
 HEIGHT = 40
 MIDDLE = 18
 
-VERDICT_CLASS = {"holds": "better", "does not hold": "worse", "not shown": "open"}
+VERDICT_CLASS = {HOLDS: "better", FAILS: "worse", OPEN: "open"}
 _SIGNS = {"<=": "at most", ">=": "at least", "<": "below", ">": "above"}
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf)"
 
@@ -132,7 +133,9 @@ def _bar(low: float, high: float, scale: Scale) -> Markup:
 
 
 def _limit(limit: Limit, scale: Scale) -> Markup:
-    return element("line", x1=scale.at(limit.value), x2=scale.at(limit.value), y1=0, y2=HEIGHT, class_="limit")
+    return element(
+        "line", x1=scale.at(limit.value), x2=scale.at(limit.value), y1=0, y2=HEIGHT, class_="limit"
+    )
 
 
 def _allowed(bounds: list[Limit], rule: str, scale: Scale) -> Markup:

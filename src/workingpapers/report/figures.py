@@ -46,7 +46,9 @@ def plot_differences(comparison: Comparison) -> "Figure":
         axes.plot(i.estimate, y, marker, color=colour, markersize=7)
         dots = list(by_seed[row.label].values())
         axes.plot(dots, [y + 0.25] * len(dots), "o", color="#666666", alpha=0.5, markersize=2.5)
-    axes.set_yticks(range(len(rows)), [f"{_safe(r.label)}\n{r.difference.word}" for r in rows if r.difference])
+    axes.set_yticks(
+        range(len(rows)), [f"{_safe(r.label)}\n{r.difference.word}" for r in rows if r.difference]
+    )
     axes.set_ylim(len(rows) - 0.4, -0.6)
     better = "right" if comparison.goal == "max" else "left"
     base = baseline_label(comparison)

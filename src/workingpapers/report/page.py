@@ -15,8 +15,9 @@ from markupsafe import Markup
 from workingpapers.claims import Verdict
 from workingpapers.errors import WorkingPapersError
 from workingpapers.experiments.comparison import Comparison
+from workingpapers.experiments.evidence import FAILS, HOLDS, OPEN
 from workingpapers.report.claimed import cards, facts
-from workingpapers.report.numbers import counted, listed
+from workingpapers.report.numbers import listed
 from workingpapers.report.provenance import machines, shell_command, versions, when, without_home
 from workingpapers.report.sections import section
 
@@ -60,7 +61,9 @@ def html(
     command: str | None = None,
 ) -> str:
     """Return the report as text; see `write_report`."""
-    names = [run.machine for comparison in comparisons for run in comparison.runs] + [v.machine for v in verdicts]
+    names = [run.machine for comparison in comparisons for run in comparison.runs] + [
+        v.machine for v in verdicts
+    ]
     command = shell_command() if command is None else without_home(command)
     return _template().render(
         title=without_home(title or _title(comparisons, verdicts)),
@@ -92,13 +95,19 @@ def _few(names: Sequence[str], what: str) -> str:
 def _tally(verdicts: Sequence[Verdict]) -> str:
     """Return how many claims hold, do not hold and are not shown, in a sentence."""
     count = Counter(v.verdict for v in verdicts)
+    if len(count) == 1:
+        (word,) = count
+        if len(verdicts) == 1:
+            return f"The claim {'is not shown' if word == OPEN else word}."
+        all_of_them = {HOLDS: "All {} claims hold.", FAILS: "None of the {} claims holds."}
+        return all_of_them.get(word, "None of the {} claims is shown.").format(len(verdicts))
     words = {
-        "holds": ("holds", "hold"),
-        "does not hold": ("does not hold", "do not hold"),
-        "not shown": ("is not shown", "are not shown"),
+        HOLDS: ("holds", "hold"),
+        FAILS: ("does not hold", "do not hold"),
+        OPEN: ("is not shown", "are not shown"),
     }
     parts = [f"{n} {words[word][n > 1]}" for word in words if (n := count[word])]
-    return f"Of {counted(len(verdicts), 'claim')}, {listed(parts)}." if parts else ""
+    return f"Of {len(verdicts)} claims, {listed(parts)}." if parts else ""
 
 
 def _recheck(verdicts: Sequence[Verdict]) -> list[str]:

@@ -66,7 +66,9 @@ class Plot:
 
 def differences_plot(comparison: Comparison, name: str) -> Plot | None:
     """Draw each variant's difference to the baseline: estimate, interval and seeds; None where there is none."""
-    rows = [row for row in comparison.rows if row.difference and math.isfinite(row.difference.interval.estimate)]
+    rows = [
+        row for row in comparison.rows if row.difference and math.isfinite(row.difference.interval.estimate)
+    ]
     if not rows:
         return None
     base, by_seed = baseline_label(comparison), differences(comparison)
@@ -82,7 +84,9 @@ def differences_plot(comparison: Comparison, name: str) -> Plot | None:
     return Plot(
         f"Difference to {base} in {comparison.metric}",
         _differences_note(comparison),
-        drawing(name, f"Differences to {base} in {comparison.metric}, with intervals", told, height, *content),
+        drawing(
+            name, f"Differences to {base} in {comparison.metric}, with intervals", told, height, *content
+        ),
         [_name(row) for row in rows],
         (f"◂ {towards[0]}", f"{towards[1]} ▸"),
     )
@@ -114,7 +118,7 @@ def _difference(row: Row, by_seed: dict[int, float], scale: Scale, index: int) -
             tip = element("title", f"{row.label}, seed {seed}: {plain(value)}")
             parts.append(element("circle", tip, cx=scale.at(value), cy=middle + 12, r=2.2, class_="dot"))
     low, high = max(i.low, scale.low), min(i.high, scale.high)
-    if math.isfinite(i.low) or math.isfinite(i.high):
+    if low < high and (math.isfinite(i.low) or math.isfinite(i.high)):
         x1, x2 = scale.at(low), scale.at(high)
         parts.append(element("line", x1=x1, x2=x2, y1=middle, y2=middle, class_=f"bar {look}"))
     if math.isfinite(i.low) and i.low < scale.low:
@@ -124,7 +128,17 @@ def _difference(row: Row, by_seed: dict[int, float], scale: Scale, index: int) -
     if scale.shows(i.estimate):
         shape = WORD_SHAPE.get(d.word, "circle")
         parts.append(marker(scale.at(i.estimate), middle, shape, f"mark {look}", _told(row)))
+    else:
+        parts.append(_beyond(i.estimate, scale, middle))
     return Markup("").join(parts)
+
+
+def _beyond(value: float, scale: Scale, middle: int) -> Markup:
+    """Write a value that lies off the scale beside the arrow that points to it."""
+    right = value > scale.high
+    side = "end" if right else "start"
+    place, off = ("100%", -10) if right else ("0%", 10)
+    return element("text", plain(value, 3), x=place, dx=off, y=middle, dy=4, class_=f"tick {side}")
 
 
 def _name(row: Row) -> Name:
@@ -176,6 +190,8 @@ def _seeds(row: Row, by_seed: dict[int, float], scale: Scale, index: int) -> Mar
     if scale.shows(row.mean):
         place = scale.at(row.mean)
         parts.append(element("line", x1=place, x2=place, y1=middle - 10, y2=middle + 10, class_="mean"))
+    elif math.isfinite(row.mean):
+        parts.append(_beyond(row.mean, scale, middle))
     for seed, value in by_seed.items():
         tip = f"{row.label}, seed {seed}: {plain(value)}"
         if scale.shows(value):
@@ -238,7 +254,9 @@ def _end(curve: LearningCurve, look: Look, across: Scale, up: Scale) -> Markup:
     if not up.shows(height):
         return Markup("")
     place = f"{100 - 100 * up.fraction(height):.2f}%"
-    return marker(across.at(step), place, look.marker, f"mark v{look.colour}", f"{curve.label}: {plain(height)}")
+    return marker(
+        across.at(step), place, look.marker, f"mark v{look.colour}", f"{curve.label}: {plain(height)}"
+    )
 
 
 def swatch(look: Look | None) -> Markup:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from workingpapers.experiments.comparison import Comparison
 from workingpapers.experiments.execution import FINAL
 from workingpapers.report import sentences
@@ -73,6 +75,7 @@ class Section:
     differences: Plot | None
     seeds: Plot | None
     curves: list[Plot]
+    legend: Sequence[tuple[Markup, str]]
     shapes: list[Shape]
     failures: list[str]
     seed_columns: list[int]
@@ -84,6 +87,8 @@ def section(comparison: Comparison, activations: Mapping[str, Callable[..., Any]
     """Return all that the page shows of `comparison`; `anchor` begins every id within."""
     seeds = sorted({run.seed for run in comparison.runs})
     most = max((len(runs) for runs in comparison.by_label.values()), default=0)
+    metrics = curve_metrics(comparison)[:MOST_CURVES]
+    curves = [curves_plot(comparison, metric, f"{anchor}-curve-{i}") for i, metric in enumerate(metrics)]
     columns = seeds if len(seeds) <= MOST_SEED_COLUMNS else []
     return Section(
         anchor,
@@ -99,10 +104,8 @@ def section(comparison: Comparison, activations: Mapping[str, Callable[..., Any]
         _lines(comparison),
         differences_plot(comparison, f"{anchor}-differences"),
         seeds_plot(comparison, f"{anchor}-seeds"),
-        [
-            curves_plot(comparison, metric, f"{anchor}-curve-{i}")
-            for i, metric in enumerate(curve_metrics(comparison)[:MOST_CURVES])
-        ],
+        curves,
+        max((plot.legend for plot in curves), key=len, default=()),
         shapes(comparison, activations, f"{anchor}-shape"),
         _failures(comparison),
         columns,
@@ -114,7 +117,9 @@ def section(comparison: Comparison, activations: Mapping[str, Callable[..., Any]
 def _design(comparison: Comparison, most: int) -> str:
     if len(comparison.variants) == 1:
         return counted(most, "seed")
-    return counted(most, "paired seed") if comparison.paired else f"{counted(most, 'seed')} a variant, unpaired"
+    return (
+        counted(most, "paired seed") if comparison.paired else f"{counted(most, 'seed')} a variant, unpaired"
+    )
 
 
 def _lines(comparison: Comparison) -> list[Line]:

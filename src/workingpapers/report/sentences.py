@@ -97,7 +97,9 @@ def _nothing(comparison: Comparison) -> str:
     if failed == runs:
         return f"No result: {'the only run' if runs == 1 else f'all {runs} runs'} failed."
     if not failed:
-        return f"No finite {comparison.metric}: {'the only run' if runs == 1 else f'all {runs} runs'} diverged."
+        return (
+            f"No finite {comparison.metric}: {'the only run' if runs == 1 else f'all {runs} runs'} diverged."
+        )
     return f"No finite {comparison.metric}: {counted(runs - failed, 'run')} diverged and {failed} failed."
 
 
