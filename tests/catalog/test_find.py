@@ -17,6 +17,7 @@ from workingpapers.catalog.index import Index, build
 from workingpapers.catalog.query import parse
 from workingpapers.catalog.records import Record, record, records
 from workingpapers.catalog.semantics import fit
+from workingpapers.catalog.text import stem
 from workingpapers.errors import UnknownName, WorkingPapersError
 
 module = import_module("workingpapers.catalog.find")
@@ -102,6 +103,10 @@ def test_replacing_softmax_finds_the_paper_that_does() -> None:
         ("mixture of expers relu router", "remoe"),
         ("travelling salesmen pointer", "ptr_net"),
         ("hypernetwroks", "hypernetworks"),
+        ("over smoothing", "dagnn"),
+        ("over-smoothing", "dagnn"),
+        ("preactivation", "preact_resnet"),
+        ("timm", "rsb"),
     ],
 )
 def test_misspelt_words_are_understood(query: str, id: str) -> None:
@@ -117,6 +122,9 @@ def test_misspelt_words_are_understood(query: str, id: str) -> None:
         ("pre-trained low-rank adapters", "pre trained low rank adapter"),
         ("Fréchet covariance", "frechet covariance"),
         ("RELU   Networks!?", "relu networks"),
+        ("over-smoothing graphs", "over smoothing graph"),
+        ("Hi, I'm looking for recent papers about spiking networks, thanks!", "spiking networks"),
+        ("it doesn't train", "it does not train"),
     ],
 )
 def test_spellings_of_one_query_give_one_answer(one: str, other: str) -> None:
@@ -248,6 +256,14 @@ def test_words_count_by_how_surely_they_were_meant() -> None:
     both = parse("dead dormant", words)
     assert both.weights["dead"] == both.weights["dormant"] == 1.0
     assert parse("dead", words).weights["dormant"] < 0.5
+
+
+def test_neighbours_are_also_looked_for_as_one_word_unless_that_turns_the_meaning() -> None:
+    words = module.index().postings
+    for written in ("over-smoothing", "over smoothing", "batch norm"):
+        assert stem(written.replace("-", "").replace(" ", "")) in parse(written, words).weights
+    assert stem("asymmetric") in words.row
+    assert stem("asymmetric") not in parse("a symmetric function", words).weights
 
 
 def test_similar_papers_share_the_subject() -> None:

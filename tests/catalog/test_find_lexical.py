@@ -7,6 +7,7 @@ import pytest
 
 from workingpapers.catalog.lexical import Field, build
 from workingpapers.catalog.semantics import fit
+from workingpapers.catalog.text import stem
 
 FIELDS = [Field(3.0, 0.5), Field(1.0, 0.75)]
 DOCUMENTS = [
@@ -62,6 +63,8 @@ def test_a_compound_is_one_word_only_where_it_is_also_written_so() -> None:
     assert set(found.impact("batchnorm")) == {0, 1}
     assert "relunetwork" not in found.row
     assert set(found.impact("relu")) == {0}
+    plural = build([["pre-activation"], ["preactivations"]], [Field(1.0)])
+    assert set(plural.impact(stem("preactivation"))) == {0, 1}
 
 
 def test_matrix_holds_the_impacts_at_their_places() -> None:

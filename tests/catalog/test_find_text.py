@@ -75,6 +75,7 @@ def test_folding_drops_accents_and_spells_out_greek_letters() -> None:
 
 def test_stop_words_single_letters_and_compounds_are_no_terms() -> None:
     assert terms("How do I use the x of a batch-norm?") == ["batch", "norm"]
+    assert terms("Hi, I\u2019m looking for papers: it doesn't, isn't and won't norm") == ["norm"]
 
 
 def test_distance_counts_single_edits_and_swaps() -> None:

@@ -85,7 +85,7 @@ def build(
     import numpy as np
 
     written = [words(text) for text in chain.from_iterable(documents)]
-    known = set(chain.from_iterable(written))
+    known = {stem(word) for word in chain.from_iterable(written) if "-" not in word}
     spelled: dict[str, str] = {}
     terms: dict[str, int] = {}
     rows: list[list[int]] = []
@@ -112,7 +112,7 @@ def build(
 def _term(word: str, known: Container[str]) -> str:
     """Return the term of a word, '' for none; a compound is one where it is also written without hyphens."""
     whole = word.replace("-", "")
-    if whole != word and whole not in known:
+    if whole != word and stem(whole) not in known:
         return ""
     return stem(whole) if is_searched(whole) else ""
 

@@ -1,11 +1,12 @@
 """What a query asks for: its words as weighted terms, with abbreviations, synonyms and misspellings seen to."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from workingpapers.catalog import synonyms
 from workingpapers.catalog.lexical import Postings
-from workingpapers.catalog.spelling import corrections, parts
+from workingpapers.catalog.spelling import SHORTEST, corrections, parts
 from workingpapers.catalog.text import is_searched, stem, words
 
 # How much a word counts that the user did not write just so.
@@ -29,7 +30,8 @@ class Query:
 
 def parse(text: str, postings: Postings) -> Query:
     """Turn the user's words into weighted terms of the index."""
-    written = [word for word in words(text) if is_searched(word)]
+    every = words(text)
+    written = [word for word in every if is_searched(word)]
     query = Query({}, {})
     unknown: list[str] = []
     for word in written:
@@ -37,9 +39,9 @@ def parse(text: str, postings: Postings) -> Query:
             _add(query, word, 1.0)
         elif len(word) <= LONGEST and len(unknown) < MOST_CORRECTIONS and word not in unknown:
             unknown.append(word)
-    for first, second in pairwise(written):
-        if stem(first + second) in postings.row:
-            _add(query, first + second, JOINED)
+    for whole in _written_together(every):
+        if stem(whole) in postings.row:
+            _add(query, whole, JOINED)
     for word in unknown:
         _add_nearest(query, word, postings)
     typed = [stem(word) for word in written]
@@ -48,6 +50,17 @@ def parse(text: str, postings: Postings) -> Query:
     for word in synonyms.alike(typed):
         _add(query, word, ALIKE)
     return query
+
+
+def _written_together(every: Sequence[str]) -> Iterator[str]:
+    """Yield compounds without their hyphens, and neighbours as one word: 'over-fitting' and 'over fitting'.
+
+    A stop word may come first if it is long: 'a symmetric' is not asymmetric, 'in variance' no invariance.
+    """
+    yield from (word.replace("-", "") for word in every if "-" in word)
+    for first, second in pairwise(word for word in every if "-" not in word):
+        if is_searched(second) and (is_searched(first) or len(first) >= SHORTEST):
+            yield first + second
 
 
 def _add(query: Query, word: str, weight: float) -> None:

@@ -9,14 +9,17 @@ from functools import lru_cache
 
 STOP_WORDS = frozenset(
     """
-    a about after again all also am an and any are as at be because been before being between both but by can
-    cannot could did do does doing don done each either else even ever every few for from get gets getting give
-    given gives go got had has have having he help her here him his how i if in instead into is it its itself
-    just keep kind like lot made make makes making many may me might more most much must my need needed needs
-    no nor not of off on once one only or other our out over own please possible really same she should show
-    showing so some something such than that the their them then there these they thing things this those to
-    too try trying two up upon us use used useful user uses using very via want wants was way ways we well were
-    what when where whether which while who whose why will with within without would yet you your
+    a about after again all also am an and any anybody anyone are aren article articles as at be because
+    been before being between both but by can cannot could couldn did didn do does doesn doing don done
+    each either else even ever every few for from get gets getting give given gives go got had hadn has
+    hasn have haven having he hello help her here hi him his how i if in instead into is isn it its itself
+    just keep kind like ll looking lot made make makes making many may me might more most much must my
+    need needed needs no nor not of off on once one only or other our out over own paper papers please
+    possible really recent recently same she should shouldn show showing so some somebody someone
+    something such than thank thanks that the their them then there these they thing things this those to
+    too try trying two up upon us use used useful user uses using ve very via want wants was wasn way ways
+    we well were weren what when where whether which while who whose why will with within without would
+    won wouldn yet you your
     """.split()
 )
 
@@ -59,8 +62,8 @@ _VOWEL = re.compile(r"[aeiouy]")
 # Words that keep what looks like a suffix: without it they would fall together with another word.
 _ROOTS = frozenset(
     """
-    critical differenti general generic layer memory memoris number objective order partial positive power quantity
-    transformer
+    critical differenti fourier general generic layer memory memoris number objective order partial positive power
+    quantity transformer
     """.split()
 )
 _IRREGULAR = {
@@ -76,6 +79,7 @@ _IRREGULAR = {
     "optimum": "optim",
     "series": "series",
     "species": "species",
+    "timm": "timm",
     "vertices": "vertex",
 }
 
