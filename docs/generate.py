@@ -1,5 +1,6 @@
 """Writes one page a paper, the table of verdicts, and the page of kinds, from records, ledger and contracts."""
 
+import re
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -10,6 +11,7 @@ from workingpapers.contracts import checks
 from workingpapers.verbs.show import number, show
 
 HERE = Path(__file__).parent
+BACKTICKS = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 def paper_page(id: str) -> str:
@@ -25,8 +27,7 @@ def paper_page(id: str) -> str:
     lines += [" · ".join(links), ""] if links else []
     state = "works here" if sheet.works else "not written yet" if not sheet.source else "does not work yet"
     lines += [
-        f"State: {state}. "
-        f"Fidelity: {r.fidelity}. {r.fidelity_note}",
+        f"State: {state}. Fidelity: {r.fidelity}. {r.fidelity_note}",
         "",
         "## Claims",
         "",
@@ -129,8 +130,8 @@ def plain_docstring(
         opens_block = line.startswith("    ") and at and not lines[at - 1].strip()
         if opens_block and not before.startswith((" ", ">>>")) and not before.endswith("::"):
             found += ["::", ""]
-        literal = line.startswith((" ", ">>>")) or "``" in line
-        found.append(line if literal else line.replace("|", r"\|"))
+        literal = line.startswith(">>>") or (line.startswith("    ") and not before.endswith(":"))
+        found.append(line if literal else BACKTICKS.sub(r"``\1``\\ ", line).replace("|", r"\|"))
     lines[:] = found
 
 

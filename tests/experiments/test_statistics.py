@@ -178,3 +178,17 @@ def test_seeds_needed_reach_the_power_by_simulation() -> None:
 )
 def test_no_number_of_seeds_where_none_tells(spread: float, difference: float) -> None:
     assert seeds_needed(spread, difference) is None
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e100, 1e300])
+def test_metrics_of_any_size_are_judged(size: float) -> None:
+    runs = {
+        "base": {s: size * s / 10 for s in range(6)},
+        "v": {s: size * (s / 10 + 0.01 * s + 0.1) for s in range(6)},
+    }
+    small = {name: {s: v / size for s, v in values.items()} for name, values in runs.items()}
+    for paired in (True, False):
+        one, two = (judge(r, "base", paired=paired)["v"] for r in (runs, small))
+        assert one.word == two.word
+        assert one.interval.low == pytest.approx(size * two.interval.low, rel=1e-9)
+        assert one.seeds_needed == two.seeds_needed

@@ -66,15 +66,23 @@ class Sample:
 
 def paired_sample(differences: Sequence[float]) -> Sample:
     """Bootstrap the mean of paired `differences` (one a seed)."""
-    values = np.asarray(differences, float)
-    return _sample(float(values.mean()), [_bootstrap(values, 0)])
+    values, scale = _scaled(differences)
+    return _sample(float(values.mean()), [_bootstrap(values, 0)], scale)
 
 
 def unpaired_sample(values: Sequence[float], baseline: Sequence[float]) -> Sample:
     """Bootstrap the difference of two independent means, with Welch's degrees of freedom."""
-    one, two = np.asarray(values, float), np.asarray(baseline, float)
+    both, scale = _scaled([*values, *baseline])
+    one, two = both[: len(values)], both[len(values) :]
     first, second = _bootstrap(one, 0), _bootstrap(two, 1)
-    return _sample(float(one.mean() - two.mean()), [first, (-second[0], *second[1:])])
+    return _sample(float(one.mean() - two.mean()), [first, (-second[0], *second[1:])], scale)
+
+
+def _scaled(values: Sequence[float]) -> tuple[NDArray[np.float64], float]:
+    """Return `values` over their largest size, and that size: so squares of huge metrics do not overflow."""
+    found = np.asarray(values, float)
+    scale = float(np.abs(found).max()) or 1.0
+    return found / scale, scale
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -101,16 +109,17 @@ def _bootstrap(values: NDArray[np.float64], stream: int) -> tuple[NDArray[np.flo
     return (_weights(n, stream) @ values) * math.sqrt(n / (n - 1)), square_error, n - 1
 
 
-def _sample(estimate: float, parts: list[tuple[NDArray[np.float64], float, float]]) -> Sample:
+def _sample(estimate: float, parts: list[tuple[NDArray[np.float64], float, float]], scale: float) -> Sample:
     square = sum(p[1] for p in parts)
     if any(p[2] < 1 for p in parts):
-        return Sample(estimate, math.nan, math.nan, 0.0)
+        return Sample(estimate * scale, math.nan, math.nan, 0.0)
     welch = sum(p[1] ** 2 / p[2] for p in parts)
     freedom = float(square**2 / welch if welch > 0 else min(p[2] for p in parts))
     if any(not len(p[0]) for p in parts):
-        return Sample(estimate, math.sqrt(square), math.sqrt(square), freedom)
+        error = math.sqrt(square) * scale
+        return Sample(estimate * scale, error, error, freedom)
     low, high = np.quantile(sum(p[0] for p in parts), [0.025, 0.975]) / Z
-    return Sample(estimate, float(-low), float(high), freedom)
+    return Sample(estimate * scale, float(-low) * scale, float(high) * scale, freedom)
 
 
 @dataclass(frozen=True)
