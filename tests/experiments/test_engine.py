@@ -117,10 +117,10 @@ class TestResults:
 
         expected = {"fine": DONE, "nan": DIVERGED, "killed": KILLED, "memory": OUT_OF_MEMORY, "raises": FAILED,
                     "text": FAILED, "slow": TIMED_OUT, "well": DONE}
-        runs = carried_out(store, run, grid(1, *expected), workers=2, timeout=1.0)
+        runs = carried_out(store, run, grid(1, *expected), workers=2, timeout=2.5)
         assert {r.variant["a"]: r.status for r in runs} == expected
         again: list[Event] = []
-        second = carried_out(store, run, grid(1, *expected), workers=2, timeout=0.2, progress=again.append)
+        second = carried_out(store, run, grid(1, *expected), workers=2, timeout=2.5, progress=again.append)
         assert {r.variant["a"]: r.status for r in second} == expected
         tried = {e.cell.variant["a"] for e in again if e.kind == "started"}
         assert tried == {"killed", "memory", "raises", "text", "slow"}

@@ -123,11 +123,11 @@ def test_a_crash_in_compiled_code_shows_its_place(pools: Pools) -> None:
 
 def test_a_worker_killed_from_outside(pools: Pools, tmp_path: Path) -> None:
     """The worker of one run is killed half-way; the other run goes on, and a third follows."""
-    folder = str(tmp_path)
 
     def run(seed: int) -> int:
-        (Path(folder) / str(seed)).write_text(str(os.getpid()))
-        time.sleep(0.6)
+        (tmp_path / str(seed)).write_text(str(os.getpid()))
+        while not (tmp_path / "go on").exists():
+            time.sleep(0.01)
         return os.getpid()
 
     pool = pools(run, workers=2)
@@ -140,20 +140,27 @@ def test_a_worker_killed_from_outside(pools: Pools, tmp_path: Path) -> None:
     assert outcome.seconds > 0
     assert pool.free == 1
     pool.submit(Cell({}, 2))
-    rest = dict(pool.wait()) | dict(pool.wait())
+    (tmp_path / "go on").touch()
+    rest: dict[Cell, Outcome] = {}
+    while len(rest) < 2:
+        rest.update(pool.wait())
     assert {cell.seed: outcome.status for cell, outcome in rest.items()} == {1: DONE, 2: DONE}
     survivor = rest[Cell({}, 1)].metrics
     assert survivor is not None
     assert survivor["value"] == int((tmp_path / "1").read_text())
 
 
-def test_a_worker_that_died_while_idle_is_replaced(pools: Pools) -> None:
+@pytest.mark.parametrize("buried", [True, False])
+def test_a_worker_that_died_while_idle_is_replaced(pools: Pools, buried: bool) -> None:
+    """Also where it is given a run in the moment of its death, which then seems to be that run's."""
     pool = pools(lambda seed: __import__("os").getpid())
-    [first] = outcomes(pool, seeds(1))
-    assert first.metrics
-    os.kill(int(first.metrics["value"]), signal.SIGKILL)
-    until(lambda: not alive(int((first.metrics or {})["value"])))
-    assert [o.status for o in outcomes(pool, seeds(2))] == [DONE, DONE]
+    for cell in seeds(4):
+        [outcome] = outcomes(pool, [cell])
+        assert outcome.status == DONE
+        worker = int((outcome.metrics or {})["value"])
+        os.kill(worker, signal.SIGKILL)
+        if buried:
+            until(lambda: not alive(worker))  # noqa: B023
 
 
 def test_a_run_over_its_time_is_stopped_with_its_children(pools: Pools, tmp_path: Path) -> None:
@@ -166,12 +173,10 @@ def test_a_run_over_its_time_is_stopped_with_its_children(pools: Pools, tmp_path
             time.sleep(100)
         return 1
 
-    began = time.monotonic()
-    ended = outcomes(pools(run, timeout=0.5), seeds(2))
+    ended = outcomes(pools(run, timeout=1.5), seeds(2))
     assert [o.status for o in ended] == [TIMED_OUT, DONE]
-    assert time.monotonic() - began < 20
-    assert ended[0].seconds == pytest.approx(0.5, abs=0.5)
-    assert "0.5 s" in (ended[0].error or "")
+    assert 1.5 <= ended[0].seconds < 50
+    assert "1.5 s" in (ended[0].error or "")
     assert ended[0].output == "hanging\n"
     assert until(lambda: not alive(int(path.read_text())))
 
