@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+from workingpapers.catalog.find import similar
 from workingpapers.catalog.ledger import status
 from workingpapers.catalog.records import Record, collection_of, record
 from workingpapers.catalog.registry import path_of
+
+RELATED = 4  # papers nearest in meaning that a sheet names
 
 USAGE = {
     "activation": ('{id} = make("{id}")', "y = {id}(x)  # any shape"),
@@ -36,6 +39,7 @@ class Sheet:
     verdicts: dict[str, dict[str, Any]]
     usage: list[str]
     source: str | None
+    related: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the sheet as a dictionary for `--json`."""
@@ -62,6 +66,7 @@ class Sheet:
             "works": self.works,
             "contract": self.contract,
             "usage": self.usage,
+            "related": self.related,
             "source": self.source,
             "verdicts": self.verdicts,
         }
@@ -85,6 +90,7 @@ class Sheet:
             f"  Authors'   {r.code or 'no public code known'}",
         ]
         source = [f"  Source     {self.source}"] if self.source else []
+        source += [f"  Related    {', '.join(self.related)}"]
         use = ["", "  Use", *(f"    {line}" for line in self.usage)] if self.source else []
         return [*head, *formula, *facts, *source, *use, *self._claims()]
 
@@ -125,4 +131,5 @@ def show(id: str) -> Sheet:
         *(line.format(id=id) for line in USAGE[found.kind]),
     ]
     source = f"{collection_of(id).package}.{found.family}.{id}" if path else None
-    return Sheet(found, known.works, known.contract, dict(known.verdicts), usage, source)
+    related = [match.record.id for match in similar(id, limit=RELATED)]
+    return Sheet(found, known.works, known.contract, dict(known.verdicts), usage, source, related)
