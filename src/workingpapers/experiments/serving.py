@@ -2,6 +2,7 @@
 
 import faulthandler
 import gc
+import io
 import multiprocessing
 import os
 import shutil
@@ -58,9 +59,7 @@ class _Output:
             os.dup2(descriptor, stream)
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
-        # Line by line, as what is still in Python's hands would be lost with a process that is killed.
-        sys.stdout.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
-        sys.stderr.reconfigure(line_buffering=True, errors="replace")  # type: ignore[union-attr]
+        sys.stdout, sys.stderr = _by_line(1), _by_line(2)
         faulthandler.enable()  # the place of a crash in compiled code is printed here too
 
     def clear(self) -> None:
@@ -80,6 +79,12 @@ class _Output:
             return outcome
         changes: dict[str, Any] = {**vars(outcome), "output": tail(self.path) or None}
         return Outcome(**changes)
+
+
+def _by_line(descriptor: int) -> io.TextIOWrapper:
+    """Return a text stream that writes every line at once: what it kept would die with a killed process."""
+    raw = io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="replace", line_buffering=True)
 
 
 def tail(path: str) -> str:
