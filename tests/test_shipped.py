@@ -82,3 +82,11 @@ def test_the_ledger_is_read_whole_and_names_nothing_of_a_machine() -> None:
     assert "/root/" not in text
     assert "/work/" not in text
     assert [json.dumps(e, ensure_ascii=False, sort_keys=True) for e in found] == text.splitlines()
+
+
+def test_the_demo_names_claims_that_exist() -> None:
+    from workingpapers.tasks import TASKS
+    from workingpapers.verbs import demo
+
+    assert set(demo.TASKS) <= set(TASKS)
+    assert all(set(demo.CLAIMS.get(id, ())) <= set(claims(id)) for id in demo.PAPERS)

@@ -13,7 +13,7 @@ ACTIVATIONS = ["relu", "gelu", "silu", "mish", "golu", "snake"]
 SEEDS = 5
 TASKS = ["digits-mlp", "digits-cnn", "fashion_mnist-mlp", "fashion_mnist-cnn"]
 PAPERS = ["prelu_xor", "golu", "snake"]
-CLAIMS = {"golu": ["variance_ratio"], "snake": ["extrapolation"]}
+CLAIMS = {"golu": ["variance_ratio"], "snake": ["sine_beyond_its_range"]}
 
 
 def comparisons(store: Store, progress: Callable[[Any], None] | None) -> Iterator[Comparison]:
