@@ -54,7 +54,7 @@ def train(a: float, seed: int) -> Iterator[dict[str, float]]:
         loss.backward()
         with torch.no_grad():  # by hand, as torch.optim takes seconds to import in every worker
             for parameter in net.parameters():
-                parameter -= a * parameter.grad  # type: ignore[operator]
+                parameter.sub_(a * parameter.grad)  # type: ignore[operator]
         yield {"loss": loss.item(), "norm": sum(p.detach().norm() for p in net.parameters())}  # type: ignore[dict-item]
 
 
