@@ -31,6 +31,8 @@ class ConvertedMultihead(nn.Module):
     `constant_length` divides by how many keys any query sees, so all but padding; otherwise each query has its own.
     """
 
+    num_heads: int
+    dropout: float
     _qkv_same_embed_dim = False  # keeps torch's encoder layers off their fused path, which computes softmax
 
     def __init__(self, attention: nn.MultiheadAttention, weigh: Weigh, constant_length: bool) -> None:
@@ -75,7 +77,8 @@ class ConvertedMultihead(nn.Module):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, L, E), the learnt key and value and the zero one appended."""
-        packed, bias = self.in_proj_weight, self.in_proj_bias
+        packed: Tensor | None = self._parameters["in_proj_weight"]
+        bias: Tensor | None = self._parameters["in_proj_bias"]
         names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
         weights = [getattr(self, name) for name in names] if packed is None else packed.chunk(3)
         biases = (None, None, None) if bias is None else bias.chunk(3)

@@ -98,9 +98,9 @@ def numeric(code: str) -> Callable[[Any], Values]:
     def call(x: Any) -> Values:
         x = np.asarray(x, dtype=np.float64)
         with np.errstate(all="ignore"):
-            return (
-                np.asarray(eval(program, {"__builtins__": {}}, {**NUMERIC, "x": x}), dtype=np.float64) + 0 * x
-            )
+            found = eval(program, {"__builtins__": {}}, {**NUMERIC, "x": x})
+            values: Values = np.asarray(found, dtype=np.float64) + 0 * x
+        return values
 
     return call
 
