@@ -32,6 +32,7 @@ class ConvertedMultihead(nn.Module):
     """
 
     num_heads: int
+    out_proj: nn.Linear
     dropout: float
     _qkv_same_embed_dim = False  # keeps torch's encoder layers off their fused path, which computes softmax
 
