@@ -45,7 +45,8 @@ PLAIN = {masked: plain for plain, masked in KINDS.items()}
 
 def _effective(layer: MaskedLinear | MaskedConv2d) -> Tensor:
     kept: Tensor = layer.weight * layer.mask
-    return layer.weight + (kept - layer.weight).detach() if layer.straight_through else kept
+    through: Tensor = layer.weight + (kept - layer.weight).detach()
+    return through if layer.straight_through else kept
 
 
 def prunable(model: nn.Module) -> dict[str, Layer]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from workingpapers.data import Split
-from workingpapers.engines.masks import apply_masks, density, masks_of, prunable, shuffled
+from workingpapers.engines.masks import apply_masks, density, masks_of, shuffled
 from workingpapers.errors import unknown
 from workingpapers.papers.sparsity import _trainers, _transforms
 from workingpapers.tasks import fit, initialise, mlp
@@ -175,8 +175,3 @@ QUESTIONS: dict[str, Callable[[Split, float, int, int], Table]] = {
     "FLOPs or wall time": _speed,
     "transfer": _transfer,
 }
-
-
-def flops(model: nn.Module) -> int:
-    """Return the weights that take part in a forward pass, the multiplications for one place of the input."""
-    return round(density(model) * sum(layer.weight.numel() for layer in prunable(model).values()))
