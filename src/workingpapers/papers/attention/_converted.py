@@ -33,6 +33,8 @@ class ConvertedMultihead(nn.Module):
 
     num_heads: int
     out_proj: nn.Linear
+    bias_k: Tensor | None
+    bias_v: Tensor | None
     dropout: float
     _qkv_same_embed_dim = False  # keeps torch's encoder layers off their fused path, which computes softmax
 
