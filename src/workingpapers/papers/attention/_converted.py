@@ -86,7 +86,7 @@ class ConvertedMultihead(nn.Module):
         weights = [getattr(self, name) for name in names] if packed is None else packed.chunk(3)
         biases = (None, None, None) if bias is None else bias.chunk(3)
         q, k, v = (F.linear(t, w, b) for t, w, b in zip((query, key, value), weights, biases, strict=True))
-        if self.bias_k is not None:
+        if self.bias_k is not None and self.bias_v is not None:
             k, v = (
                 torch.cat([t, b.expand(len(t), 1, -1)], 1) for t, b in ((k, self.bias_k), (v, self.bias_v))
             )
