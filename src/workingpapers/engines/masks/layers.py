@@ -35,7 +35,8 @@ class MaskedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution with weight * mask."""
-        return self._conv_forward(input, _effective(self), self.bias)
+        out: Tensor = self._conv_forward(input, _effective(self), self.bias)
+        return out
 
 
 Layer = nn.Linear | nn.Conv2d

@@ -192,7 +192,9 @@ def harder_with_complexity(budget: Budget, seed: int) -> Evidence:
         for group in groups
         for asked in (10, 60, 200)
     }
-    by_budget = {asked: round(float(np.mean([rates[g, asked] for g in groups])), 9) for asked in (10, 60, 200)}
+    by_budget = {
+        asked: round(float(np.mean([rates[g, asked] for g in groups])), 9) for asked in (10, 60, 200)
+    }
     return Evidence(
         atomic_over_composed=rates["atomic", 60] - rates["composed", 60],
         from_10_to_60=by_budget[60] - by_budget[10],
