@@ -96,11 +96,14 @@ def compare(
 
     A rerun goes on where the last one stopped: finished runs are kept in the store.
     """
+    from workingpapers.experiments.comparison import check_format
     from workingpapers.verbs import _print
     from workingpapers.verbs.compare import compare as run
     from workingpapers.verbs.compare import parse_arguments, parse_baseline
 
     function, over = parse_arguments(arguments, task)
+    if out:
+        check_format(out)
     with _print.progress(quiet=as_json) as show_progress:
         result = run(
             function,

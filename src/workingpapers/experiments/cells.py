@@ -93,7 +93,9 @@ class Experiment:
 def canonical(value: Any) -> str:
     """Return the one JSON text of `value`: sorted keys, no spaces; numpy and torch scalars as plain numbers."""
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
+        text.encode()  # a ValueError where a text cannot be stored
+        return text
     except (TypeError, ValueError) as error:
         raise WorkingPapersError(f"a variant takes JSON values (numbers, texts, lists, dicts), but {error}: "
                                  f"{_short(value)}") from None

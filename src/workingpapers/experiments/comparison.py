@@ -10,12 +10,26 @@ from statistics import median
 from typing import Any
 
 from workingpapers.errors import WorkingPapersError, unknown
+from workingpapers.experiments.cells import canonical
 from workingpapers.experiments.evidence import summary
 from workingpapers.experiments.execution import FINAL
 from workingpapers.experiments.statistics import Difference, judge
 from workingpapers.experiments.store import Run
-from workingpapers.experiments.variants import Variant, label
+from workingpapers.experiments.variants import Variant, label, labels
 
+RUN_COLUMNS = (
+    "experiment",
+    "seed",
+    "status",
+    "seconds",
+    "peak_memory",
+    "machine",
+    "code",
+    "version",
+    "finished",
+    "error",
+)
+FORMATS = (".csv", ".parquet", ".json")
 LOWER_IS_BETTER = ("loss", "error", "rmse", "mse", "mae", "perplexity", "nll", "seconds", "time", "memory")
 
 
@@ -65,16 +79,18 @@ class Comparison:
         }
         base = label(self.baseline, self.variants)
         judged = judge(values, base, goal=self.goal, paired=self.paired, detect=self.detect)
-        rows = [self._row(variant, by_label, values, judged) for variant in self.variants]
+        named = zip(by_label, self.variants, strict=True)
+        rows = [self._row(name, variant, by_label, values, judged) for name, variant in named]
         sign = -1 if self.goal == "max" else 1
         return sorted(rows, key=lambda r: (math.isnan(r.mean), sign * r.mean if math.isfinite(r.mean) else 0))
 
     @cached_property
     def by_label(self) -> dict[str, list[Run]]:
         """The runs of each variant, by the variant's label, in the order of seeds."""
-        found: dict[str, list[Run]] = {label(v, self.variants): [] for v in self.variants}
+        names = labels(self.variants)
+        found: dict[str, list[Run]] = {name: [] for name in names.values()}
         for run in sorted(self.runs, key=lambda r: r.seed):
-            found[label(run.variant, self.variants)].append(run)
+            found[names[canonical(run.variant)]].append(run)
         return found
 
     @property
@@ -84,12 +100,12 @@ class Comparison:
 
     def _row(
         self,
+        name: str,
         variant: Variant,
         by_label: Mapping[str, list[Run]],
         values: Mapping[str, Mapping[int, float]],
         judged: Mapping[str, Difference],
     ) -> Row:
-        name = label(variant, self.variants)
         runs = by_label[name]
         finite = [v for v in values[name].values() if math.isfinite(v)]
         mean, spread = summary(finite)
@@ -108,11 +124,14 @@ class Comparison:
         )
 
     def table(self) -> list[dict[str, Any]]:
-        """Return one flat dictionary a run: variant, seed, status, metrics, cost and circumstances."""
+        """Return one flat dictionary a run: variant, seed, status, metrics, cost and circumstances.
+
+        What varies has its own name, or `variant_NAME` where a column of the runs is called so.
+        """
         return [
             {
                 "experiment": self.name,
-                **run.variant,
+                **{f"variant_{k}" if k in RUN_COLUMNS else k: v for k, v in run.variant.items()},
                 "seed": run.seed,
                 "status": run.status,
                 **{f"metric_{k}": v for k, v in (run.metrics or {}).items()},
@@ -131,8 +150,7 @@ class Comparison:
         """Write the tidy table of runs to `path`, as CSV, Parquet (extra [parquet]) or JSON by its ending."""
         path = Path(path)
         writers = {".csv": _write_csv, ".parquet": _write_parquet, ".json": self._write_json}
-        if path.suffix not in writers:
-            raise unknown("format of results file", path.suffix or str(path), writers)
+        check_format(path)
         try:
             writers[path.suffix](self.table(), path)
         except OSError as error:
@@ -168,6 +186,12 @@ class Comparison:
         return "\n".join(lines)
 
 
+def check_format(path: str | Path) -> None:
+    """Raise one sentence if `save` knows no format for the ending of `path`."""
+    if (ending := Path(path).suffix) not in FORMATS:
+        raise unknown("format of results file", ending or str(path), FORMATS)
+
+
 def difference_text(difference: Difference) -> str:
     """Say a difference in words: the word, the estimate and its interval."""
     i = difference.interval
@@ -190,16 +214,30 @@ def choose_metric(runs: Sequence[Run], wanted: str | None) -> str:
     if wanted is not None:
         if names and wanted not in names:
             raise unknown("metric of these runs", wanted, names)
-        return wanted
+        return _given_by_all(wanted, runs)
     if not names:
         return "value"
     measured = [n for n in names if n not in ("step", "epoch")]
     if len(measured) == 1 or "value" in measured:
-        return "value" if "value" in measured else measured[0]
+        return _given_by_all("value" if "value" in measured else measured[0], runs)
+    if not measured:
+        raise WorkingPapersError(f"the runs give {' and '.join(names)} alone, which no variant is judged by")
     raise WorkingPapersError(
         f"the runs give several metrics ({', '.join(measured)}); say which one counts "
         f"with metric={measured[0]!r}"
     )
+
+
+def _given_by_all(metric: str, runs: Sequence[Run]) -> str:
+    """Return `metric`, or raise one sentence if a run that ended lacks it: it did not diverge."""
+    lacking = [run for run in runs if run.status in FINAL and metric not in (run.metrics or {})]
+    if lacking:
+        first = lacking[0]
+        raise WorkingPapersError(
+            f"{len(lacking)} of {len(runs)} runs give no {metric!r}, such as {first.variant} with seed "
+            f"{first.seed}, which gives {', '.join(first.metrics or {})}; all must, to be compared"
+        )
+    return metric
 
 
 def choose_goal(metric: str, wanted: str | None) -> str:
@@ -233,6 +271,14 @@ def _write_csv(table: list[dict[str, Any]], path: Path) -> None:
         writer.writerows(table)
 
 
+def _of_one_type(values: list[Any]) -> list[Any]:
+    """Return a column as Parquet takes it: words where values of several types stand together, as lr=auto,0.1."""
+    types = {type(v) for v in values if v is not None}
+    if len(types) < 2 or types == {int, float}:
+        return values
+    return [None if v is None else str(v) for v in values]
+
+
 def _write_parquet(table: list[dict[str, Any]], path: Path) -> None:
     try:
         import pyarrow
@@ -243,5 +289,5 @@ def _write_parquet(table: list[dict[str, Any]], path: Path) -> None:
             "or give a file that ends in .csv"
         ) from None
     columns = _columns(table)
-    data = pyarrow.table({c: pyarrow.array([row.get(c) for row in table]) for c in columns})
+    data = pyarrow.table({c: pyarrow.array(_of_one_type([row.get(c) for row in table])) for c in columns})
     pyarrow.parquet.write_table(data, path)

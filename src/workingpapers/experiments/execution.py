@@ -136,7 +136,7 @@ def _point(returned: Any) -> Point:
         value = _number(item)
         if value is None or not isinstance(name, str):
             raise _WrongResult(f"run gave {_a(item)} for {name!r}; {_EXPECTED}")
-        point[name] = value
+        point[_storable(str.__str__(name))] = value  # a plain text, as a subclass may not travel
     return point
 
 
@@ -161,12 +161,21 @@ def _ending(error: BaseException) -> dict[str, Any]:
     if isinstance(error, _WrongResult):
         return {"status": FAILED, "error": str(error)}
     status = OUT_OF_MEMORY if _lacks_memory(error) else FAILED
-    first = " ".join(str(error).split())
+    try:
+        first = " ".join(_storable(str(error)).split())
+    except Exception:  # its own __str__ failed; the traceback still tells
+        first = ""
     sentence = f"{type(error).__name__}: {first}" if first else type(error).__name__
     if isinstance(error, WorkingPapersError):
         sentence = first
     return {"status": status, "error": sentence if len(sentence) <= 300 else sentence[:297] + "...",
-            "traceback": "".join(traceback.format_exception(type(error), error, _own_frames(error.__traceback__)))}
+            "traceback": _storable("".join(
+                traceback.format_exception(type(error), error, _own_frames(error.__traceback__))))}
+
+
+def _storable(text: str) -> str:
+    """Return `text` with what UTF-8 cannot hold (halves of surrogate pairs, as in odd file names) spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _lacks_memory(error: BaseException) -> bool:

@@ -3,21 +3,23 @@
 import hashlib
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from workingpapers.catalog import component, make, records
 from workingpapers.catalog.registry import check_options, source_hash
 from workingpapers.errors import WorkingPapersError, unknown
-from workingpapers.experiments.cells import Cell
+from workingpapers.experiments.cells import Cell, canonical, code_version
 from workingpapers.experiments.store import Run
 
 Variant = dict[str, Any]
 
 CODE = "code"
+OBJECTS_CODE = "code of objects"  # no argument of a function can be called so
 RESOLVED_BY_NAME = ("activation", "mixer", "norm", "initializer")
 
 
@@ -28,8 +30,19 @@ class WithObjects:
     run: Callable[..., Any]
     objects: Mapping[str, Mapping[str, Any]]
 
+    def cell(self, variant: Variant, seed: int) -> Cell:
+        """Return the cell of a variant, with the version of its objects' code: it decides the result as well."""
+        inner = self.run.cell(variant, seed) if isinstance(self.run, TaskRun) else Cell(variant, seed)
+        named = [self.objects[k][v] for k, v in variant.items() if k in self.objects and v in self.objects[k]]
+        return (
+            Cell({**inner.variant, OBJECTS_CODE: code_version(partial(list, named))}, seed)
+            if named
+            else inner
+        )
+
     def __call__(self, *, seed: int, **variant: Any) -> Any:
         """Put the objects in the labels' places and run."""
+        variant.pop(OBJECTS_CODE, None)
         known = {
             k: self.objects.get(k, {}).get(v, v) if isinstance(v, str) else v for k, v in variant.items()
         }
@@ -75,9 +88,9 @@ class TaskRun:
         return task(self.task).run(budget(self.budget), seed, device=self.device, **chosen)
 
 
-def without_code(run: Run) -> Run:
-    """Return a task's run with its variant as the user gave it."""
-    return replace(run, variant={k: v for k, v in run.variant.items() if k != CODE})
+def without_code(run: Run, hidden: Sequence[str] = (CODE,)) -> Run:
+    """Return a run with its variant as the user gave it: without the versions of code that we keep there."""
+    return replace(run, variant={k: v for k, v in run.variant.items() if k not in hidden})
 
 
 def task_code(variant: Variant) -> str:
@@ -128,7 +141,7 @@ def expand(over: Mapping[str, Sequence[Any]] | None) -> tuple[list[Variant], dic
             if not (value is None or isinstance(value, str | int | float | bool)):
                 simple = _name(value)
                 objects.setdefault(key, {})[simple] = value
-            if simple in named[key]:
+            if any(simple == v or simple != simple != v != v for v in named[key]):
                 raise WorkingPapersError(
                     f"over[{key!r}] names {simple!r} twice; each value must be told apart"
                 )
@@ -143,12 +156,26 @@ def _name(value: Any) -> str:
 
 def label(variant: Variant, variants: Sequence[Variant]) -> str:
     """Return what tells `variant` from the others, such as 'golu' or 'golu lr=0.001'; 'run' for a lone one."""
-    telling = [k for k in variant if any(other[k] != variant[k] for other in variants)] or list(variant)
-    words = [
+    return labels(variants)[canonical(variant)]
+
+
+def labels(variants: Sequence[Variant]) -> dict[str, str]:
+    """Return every variant's label by its canonical JSON; no two are the same."""
+    names = list(variants[0])
+    telling = [k for k in names if any(other[k] != variants[0][k] for other in variants)] or names
+    words = [_words(variant, telling) or "run" for variant in variants]
+    count = Counter(words)
+    return {
+        canonical(v): word if count[word] == 1 else " ".join(f"{k}={v[k]!r}" for k in telling)
+        for v, word in zip(variants, words, strict=True)
+    }
+
+
+def _words(variant: Variant, keys: Sequence[str]) -> str:
+    return " ".join(
         v if isinstance((v := variant[k]), str) else f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-        for k in telling
-    ]
-    return " ".join(words) or "run"
+        for k in keys
+    )
 
 
 def check_run(run: Callable[..., Any], variants: Sequence[Variant]) -> None:
@@ -164,3 +191,9 @@ def check_run(run: Callable[..., Any], variants: Sequence[Variant]) -> None:
         )
     for variant in variants:
         check_options(_name(run), run, variant)
+    try:
+        inspect.signature(run).bind(**variants[0], seed=0)
+    except TypeError as error:
+        raise WorkingPapersError(
+            f"the function {_name(run)!r} cannot be called with what varies and a seed alone: {error}"
+        ) from None

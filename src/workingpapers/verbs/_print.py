@@ -2,11 +2,13 @@
 
 import json as _json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def rows(content: Sequence[Mapping[str, Any]]) -> None:
     """Print dictionaries of the same keys as a table."""
     table = Table(*(content[0] if content else ()), box=None, header_style="bold")
     for row in content:
-        table.add_row(*(str(v) for v in row.values()))
+        table.add_row(*(escape(str(v)) for v in row.values()))
     console().print(table)
 
 
@@ -50,7 +52,7 @@ def matches(found: "Sequence[Match]") -> None:
     for match in found:
         r = match.record
         table.add_row(
-            f"[bold]{r.id}[/bold]", "yes" if works(r.id) else "-", r.kind, f"{r.summary} ({r.year})"
+            f"[bold]{r.id}[/bold]", "yes" if works(r.id) else "-", r.kind, escape(f"{r.summary} ({r.year})")
         )
     console().print(table)
 
@@ -72,7 +74,7 @@ def records(content: Sequence[Mapping[str, Any]]) -> None:
         words = [v["result"] + (" (stale)" if v["stale"] else "") for v in row["verdicts"].values()]
         said = ", ".join(f"{words.count(w)} {w}" for w in dict.fromkeys(words))
         table.add_row(
-            row["id"], row["family"], row["kind"], row["contract"] or "-", said or "-", row["title"]
+            row["id"], row["family"], row["kind"], row["contract"] or "-", said or "-", escape(row["title"])
         )
     console().print(table)
     print(f"{len(content)} papers, {sum(bool(r['works']) for r in content)} of them work here")
@@ -81,7 +83,9 @@ def records(content: Sequence[Mapping[str, Any]]) -> None:
 def comparison(result: "Comparison") -> None:
     """Print a comparison: one row a variant with its difference to the baseline, then what failed."""
     out, direction = console(), "higher" if result.goal == "max" else "lower"
-    out.print(f"[bold]{result.name}[/bold]: {result.metric}, {direction} is better", soft_wrap=True)
+    out.print(
+        f"[bold]{escape(result.name)}[/bold]: {escape(result.metric)}, {direction} is better", soft_wrap=True
+    )
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     wide = out.width >= 100
     for title in ["variant", "mean ± sd", "difference *", "verdict", "seeds", "s/run"] + [
@@ -92,14 +96,14 @@ def comparison(result: "Comparison") -> None:
     for row in result.rows:
         table.add_row(*(_cells(row) if wide else _cells(row)[:-2]))
     out.print(table)
-    family = "all of them together (Holm), " if len(result.variants) > 2 else ""
+    family = " for all of them together (Holm)" if len(result.variants) > 2 else ""
     pairing = "paired by seed" if result.paired else "unpaired"
-    words = f"* to the baseline, with the 95 % interval for {family}{pairing}"
+    words = f"* to the baseline, with the 95 % interval{family}, {pairing}"
     asked = "the difference asked for" if result.detect else "a difference as large as the one seen"
     out.print(f"[dim]{words}{f'; to tell: seeds that tell {asked}' * wide}[/dim]", soft_wrap=True)
     for run in result.failures:
         out.print(
-            f"[red]{run.status}[/red] {_variant(run.variant)} seed {run.seed}: {run.error or ''}",
+            f"[red]{run.status}[/red] {escape(_variant(run.variant))} seed {run.seed}: {escape(run.error or '')}",
             soft_wrap=True,
         )
 
@@ -123,7 +127,7 @@ def _cells(row: "Row") -> list[str]:
         word = f"[{colour}]{d.word}[/{colour}]" if colour else d.word
         needed = str(d.seeds_needed or "-")
     return [
-        row.label,
+        escape(row.label),
         mean,
         difference,
         word,
@@ -145,28 +149,28 @@ def checked(result: "Checked") -> None:
         state = "[green]passed[/green]" if report.passed else "[red]failed[/red]"
         out.print(f"[bold]{name}[/bold]  contract {state} ({len(report.results)} checks)")
         for check, why in (report.failures if not report.passed else {}).items():
-            out.print(f"    [red]{check}[/red]: {why}", soft_wrap=True)
+            out.print(f"    [red]{check}[/red]: {escape(str(why))}", soft_wrap=True)
     for verdict in result.verdicts:
         _claim(out, verdict)
 
 
 def _claim(out: Console, verdict: "Verdict") -> None:
     colour = COLOURS[verdict.verdict]
-    out.print(f"[bold]{verdict.paper}:{verdict.claim}[/bold]  {verdict.says}", soft_wrap=True)
+    out.print(f"[bold]{verdict.paper}:{verdict.claim}[/bold]  {escape(verdict.says)}", soft_wrap=True)
     if verdict.figure:
-        out.print(f"    paper    {verdict.figure}", soft_wrap=True)
+        out.print(f"    paper    {escape(verdict.figure)}", soft_wrap=True)
     for name, i in verdict.figures.items():
         interval = "" if i.low == i.high else f"  [{i.low:.4g}, {i.high:.4g}]".replace("[", r"\[")
         out.print(f"    here     {name} {i.estimate:.4g}{interval}")
-    out.print(f"    rule     {verdict.rule}", soft_wrap=True)
+    out.print(f"    rule     {escape(verdict.rule)}", soft_wrap=True)
     if verdict.calibrated:
-        out.print(f"    changed  {verdict.calibrated}", soft_wrap=True)
+        out.print(f"    changed  {escape(verdict.calibrated)}", soft_wrap=True)
     out.print(
         f"    verdict  [{colour}]{verdict.verdict}[/{colour}]  ({verdict.budget} budget, "
         f"{len(verdict.seeds)} seeds, {verdict.seconds:.0f} s)"
     )
     for error in verdict.errors:
-        out.print(f"    [red]no evidence[/red] {error}", soft_wrap=True)
+        out.print(f"    [red]no evidence[/red] {escape(error)}", soft_wrap=True)
 
 
 def report(path: str, comparisons: "Sequence[Comparison]" = (), verdicts: "Sequence[Verdict]" = ()) -> None:
@@ -180,12 +184,14 @@ def report(path: str, comparisons: "Sequence[Comparison]" = (), verdicts: "Seque
 def progress(quiet: bool = False) -> Iterator[Any]:
     """Give a progress callback for the engine: a live table on a terminal, nothing elsewhere.
 
+    Where it is quiet, standard output is kept for our JSON: what the user's code prints goes to standard error.
     Ctrl-C inside is answered with one sentence and goes on to the caller.
     """
     from workingpapers.verbs._progress import Live
 
     try:
-        with Live(Console(stderr=True), quiet=quiet) as live:
+        away = redirect_stdout(sys.stderr) if quiet else nullcontext()
+        with away, Live(Console(stderr=True), quiet=quiet) as live:
             yield live
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; finished runs are kept, and the same command goes on from here")

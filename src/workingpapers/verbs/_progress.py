@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live as RichLive
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -67,10 +68,10 @@ class Live:
             lost = sum(s not in ("done",) for s in statuses)
             mean = sum(self._values[name]) / len(self._values[name]) if self._values[name] else math.nan
             table.add_row(
-                name,
+                escape(name),
                 f"{len(statuses)} done" + (f", {lost} not" if lost else ""),
                 f"{mean:.4g}" if math.isfinite(mean) else "",
-                self._points.get(name, ""),
+                escape(self._points.get(name, "")),
             )
         bar = ProgressBar(total=event.total, completed=event.finished, width=30)
         table.add_row(bar, f"{event.finished}/{event.total}", self._left(event), "")
@@ -85,7 +86,7 @@ class Live:
 
 def _name(variant: Mapping[str, Any]) -> str:
     """Return a variant's values in one line; the code version that tasks keep in it says nothing to the eye."""
-    shown = {k: v for k, v in variant.items() if k != "code"}
+    shown = {k: v for k, v in variant.items() if k not in ("code", "code of objects")}
     return " ".join(v if isinstance(v, str) else f"{k}={v}" for k, v in shown.items()) or "run"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from workingpapers.catalog import make
 from workingpapers.claims import Verdict
+from workingpapers.errors import WorkingPapersError
 from workingpapers.experiments.comparison import Comparison
 
 
@@ -13,7 +14,10 @@ def write(path: str | Path, comparisons: Sequence[Comparison] = (), verdicts: Se
     """Write the HTML report to `path` and return it; a folder that is missing is made."""
     from workingpapers.report import write_report
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkingPapersError(f"cannot write the report {path}: {error.strerror or error}") from None
     return write_report(
         path, comparisons=list(comparisons), verdicts=list(verdicts), activations=_shapes(comparisons)
     )

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,16 @@ from workingpapers.experiments.cells import Cell, Experiment, code_version
 from workingpapers.experiments.comparison import Comparison, choose_goal, choose_metric
 from workingpapers.experiments.engine import run_experiment
 from workingpapers.experiments.store import Store
-from workingpapers.experiments.variants import TaskRun, Variant, WithObjects, check_run, expand, without_code
+from workingpapers.experiments.variants import (
+    CODE,
+    OBJECTS_CODE,
+    TaskRun,
+    Variant,
+    WithObjects,
+    check_run,
+    expand,
+    without_code,
+)
 
 UNPAIRED_STRIDE = 100_000  # seeds of an unpaired comparison: apart by more than anyone's number of seeds
 
@@ -63,14 +73,15 @@ def compare(
     variants, objects = expand(over)
     function, code, metric, goal = _resolve(run, variants, budget, device, metric, goal)
     check_run(function, variants) if not isinstance(function, TaskRun) else None
-    base = _baseline(baseline, variants)
-    make_cell = function.cell if isinstance(function, TaskRun) else Cell
+    base = _baseline(baseline, variants, objects)
+    whole = WithObjects(function, objects) if objects else function
+    make_cell = whole.cell if isinstance(whole, TaskRun | WithObjects) else Cell
     columns = zip(variants, _seeds(seeds, paired, len(variants)), strict=True)
     cells = [make_cell(variant, seed) for variant, column in columns for seed in column]
     name = run if isinstance(run, str) else getattr(run, "__name__", "run")
     experiment = Experiment(
         name,
-        WithObjects(function, objects) if objects else function,
+        whole,
         code,
         cells,
         threads=threads,
@@ -80,8 +91,9 @@ def compare(
     runs = run_experiment(
         experiment, store=opened, workers=workers, on=on, timeout=timeout, progress=progress
     )
-    if isinstance(function, TaskRun):
-        runs = [without_code(r) for r in runs]
+    if isinstance(whole, TaskRun | WithObjects):
+        hidden = (OBJECTS_CODE, CODE) if isinstance(function, TaskRun) else (OBJECTS_CODE,)
+        runs = [without_code(r, hidden) for r in runs]
     chosen = choose_metric(runs, metric)
     return Comparison(name, runs, variants, base, chosen, choose_goal(chosen, goal), paired, detect)
 
@@ -153,14 +165,21 @@ def _saying(what: str | Path) -> Iterator[None]:
     """Put whatever the user's code raises while it is loaded into one sentence."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise WorkingPapersError(f"cannot load {what}: {type(error).__name__}: {error}") from error
 
 
-def _baseline(baseline: Mapping[str, Any] | None, variants: Sequence[Variant]) -> Variant:
+def _baseline(
+    baseline: Mapping[str, Any] | None, variants: Sequence[Variant], objects: Mapping[str, Mapping[str, Any]]
+) -> Variant:
     if baseline is None:
         return variants[0]
-    matching = [v for v in variants if all(v.get(k) == value for k, value in baseline.items())]
+
+    def fits(variant: Variant, key: str, value: Any) -> bool:
+        own = variant.get(key)
+        return key in variant and (own == value or objects.get(key, {}).get(str(own), objects) is value)
+
+    matching = [v for v in variants if all(fits(v, k, value) for k, value in baseline.items())]
     if len(matching) != 1:
         raise WorkingPapersError(
             f"the baseline {dict(baseline)} must name exactly one of the {len(variants)} "
@@ -172,7 +191,10 @@ def _baseline(baseline: Mapping[str, Any] | None, variants: Sequence[Variant]) -
 def _seeds(seeds: int | Sequence[int], paired: bool, variants: int) -> list[list[int]]:
     if isinstance(seeds, bool) or (isinstance(seeds, int) and seeds < 1):
         raise WorkingPapersError(f"seeds must be a number of at least 1 or a list of seeds; got {seeds!r}")
-    chosen = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
+    try:
+        chosen = [operator.index(s) for s in (range(seeds) if isinstance(seeds, int) else seeds)]
+    except TypeError:
+        raise WorkingPapersError(f"seeds must be whole numbers, or how many of them; got {seeds!r}") from None
     if not chosen or len(set(chosen)) != len(chosen):
         raise WorkingPapersError(f"seeds must be different whole numbers, at least one; got {seeds!r}")
     return [[s + (0 if paired else i * UNPAIRED_STRIDE) for s in chosen] for i in range(variants)]
