@@ -60,6 +60,9 @@ class _Torch(importlib.abc.MetaPathFinder):
         torch.set_num_threads(self.before["threads"])
         torch.set_rng_state(self.before["generator"])
         torch.set_default_dtype(self.before["dtype"])
+        if torch.get_default_device() != self.before["device"]:  # else a lasting cost for every call of torch
+            before = self.before["device"]
+            torch.set_default_device(None if before.type == "cpu" else before)
         torch.set_grad_enabled(self.before["grad"])
         if torch.are_deterministic_algorithms_enabled() != self.before["deterministic"]:  # the setter takes seconds
             torch.use_deterministic_algorithms(self.before["deterministic"])
@@ -68,8 +71,8 @@ class _Torch(importlib.abc.MetaPathFinder):
         import torch
 
         self.before = {"threads": torch.get_num_threads(), "generator": torch.get_rng_state(),
-                       "dtype": torch.get_default_dtype(), "grad": torch.is_grad_enabled(),
-                       "deterministic": torch.are_deterministic_algorithms_enabled()}
+                       "dtype": torch.get_default_dtype(), "device": torch.get_default_device(),
+                       "grad": torch.is_grad_enabled(), "deterministic": torch.are_deterministic_algorithms_enabled()}
         torch.set_num_threads(self.threads)
         if torch.accelerator.is_available():
             torch.manual_seed(self.seed)

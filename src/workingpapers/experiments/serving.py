@@ -43,7 +43,10 @@ def serve(work: Connection, lifeline: Connection, output: str, payload: bytes, t
             return
         printed.clear()
         work.send(STARTED)
+        own = os.getpid()
         for step in paced(steps(run, cell, threads=threads, device=device)):
+            if os.getpid() != own:  # the run forked and the child came back here: one process answers
+                os._exit(0)
             work.send(printed.kept_with(step) if isinstance(step, Outcome) else step)
         gc.collect()  # or the next run's memory would be measured with this one's leftovers
         gc.freeze()  # modules that stay; without this the next collection goes through all of torch again

@@ -191,7 +191,7 @@ class _Worker:
         self.process = context.Process(target=serve, name="workingpapers-worker", args=(
             work, lifeline, output, payload, experiment.threads, experiment.device, environment,
             multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]))
-        with _starting, _another_main(), _interrupts_held():
+        with _starting, _another_main(), _fixed_hashes(), _interrupts_held():
             self.process.start()
         work.close()  # the worker's ends: only while it lives may they be open, or its death would not show
         lifeline.close()
@@ -269,6 +269,19 @@ def _another_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _fixed_hashes() -> Iterator[None]:
+    """Give sets of texts one order in all workers, unless the user chose it: a vocabulary may come from one."""
+    before = os.environ.setdefault("PYTHONHASHSEED", "")
+    os.environ["PYTHONHASHSEED"] = before or "0"
+    try:
+        yield
+    finally:
+        os.environ["PYTHONHASHSEED"] = before
+        if not before:
+            del os.environ["PYTHONHASHSEED"]
 
 
 @contextlib.contextmanager
