@@ -72,7 +72,8 @@ class _Torch(importlib.abc.MetaPathFinder):
 
         self.before = {"threads": torch.get_num_threads(), "generator": torch.get_rng_state(),
                        "dtype": torch.get_default_dtype(), "device": torch.get_default_device(),
-                       "grad": torch.is_grad_enabled(), "deterministic": torch.are_deterministic_algorithms_enabled()}
+                       "grad": torch.is_grad_enabled(),
+                       "deterministic": torch.are_deterministic_algorithms_enabled()}
         torch.set_num_threads(self.threads)
         if torch.accelerator.is_available():
             torch.manual_seed(self.seed)
