@@ -24,6 +24,10 @@ def registered(id: str) -> dict[str, str]:
 COMPONENTS = dict.fromkeys(REFERENCES, "activation")
 for paper in available():
     COMPONENTS.update(registered(paper))
+# What a component cannot keep yet, with the reason.  Strict: a promise that is kept must leave this list.
+NOT_YET = {
+    ("sparseland", "working entries"): "branches of papers that are not written yet; it does not count as working",
+}
 PAIRS = [(name, check.name) for name, kind in COMPONENTS.items() for check in checks(kind)]
 
 
@@ -32,6 +36,9 @@ def test_a_registered_component_keeps_its_contract(name: str, check: str) -> Non
     report = check_contract(name, only=check)
     if not report.results:
         pytest.skip("not promised by what the component declares")
+    if (name, check) in NOT_YET:
+        assert not report.passed, "it is kept now; take it off the list"
+        pytest.xfail(NOT_YET[name, check])
     report.raise_for_failure()
     if report.results[check].outcome == "known failure":
         pytest.xfail(report.results[check].says)
