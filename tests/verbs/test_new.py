@@ -82,3 +82,10 @@ def test_what_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "other" / "letter.txt").write_text("dear")
     with pytest.raises(WorkingPapersError, match="neither a checkout of workingpapers nor a plug-in"):
         new("one", family="layers", into=tmp_path / "other")
+
+
+@pytest.mark.parametrize(("id", "family"), [("class", "activations"), ("mine", "import")])
+def test_words_of_the_language_are_no_names(tmp_path: Path, id: str, family: str) -> None:
+    with pytest.raises(WorkingPapersError, match="a lower-case Python name"):
+        new(id, family=family, into=tmp_path / "plugin")
+    assert not (tmp_path / "plugin").exists()

@@ -1,6 +1,7 @@
 """new: the record, the file and the test file of a paper, ready to be filled in."""
 
 import json
+import keyword
 import re
 from dataclasses import dataclass
 from datetime import date
@@ -36,7 +37,7 @@ def new(
         WorkingPapersError: for an id that is no Python name or has a file already, an unknown family or kind,
             or a folder that holds something else.  Nothing is written then.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", id):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", id) or keyword.iskeyword(id):
         raise WorkingPapersError(f"an id is a lower-case Python name such as 'my_method'; got {id!r}")
     place = _place(Path(into or "."))
     known = _own_records(place)
@@ -133,7 +134,7 @@ def _new_record(id: str, family: str | None, kind: str | None, plugin: bool) -> 
         )
     if not plugin and family not in families():
         raise unknown("family", family, families())
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", family):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", family) or keyword.iskeyword(family):
         raise WorkingPapersError(
             f"a family is a lower-case Python name such as 'activations'; got {family!r}"
         )
