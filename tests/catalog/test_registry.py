@@ -251,7 +251,7 @@ def test_a_broken_plug_in_warns_and_leaves_the_rest(add_paper, monkeypatch: pyte
 def test_the_hash_covers_the_file_and_what_it_shares_with_its_family(add_paper) -> None:
     path = add_paper("double", "from collection.activations._one import x\n")
     one, two, other = (path.with_name(f"_{n}.py") for n in ("one", "two", "other"))
-    one.write_text("from collection.activations._two import y\n")
+    one.write_text("from collection.activations import (\n    _two,\n)\n")
     two.write_text("from collection.activations._one import x\n")
     other.write_text("z = 1\n")
     hashes = [registry.source_hash("double")]

@@ -6,15 +6,18 @@ import pytest
 
 from workingpapers.catalog import available, load, record
 from workingpapers.catalog.references import REFERENCES
-from workingpapers.catalog.registry import path_of
+from workingpapers.catalog.registry import files_of, path_of
 from workingpapers.contracts import check_contract, checks
 
 
 def registered(id: str) -> dict[str, str]:
-    """Return the kinds of the paper's components by name, read from its file without importing it."""
+    """Return the kinds of the paper's components by name, read from its files without importing them."""
     found = {}
-    for node in ast.walk(ast.parse(path_of(id).read_text("utf-8"))):
+    nodes = [node for file in files_of(path_of(id)) for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "paper":
+            if node.args[0].value != id:
+                continue
             given = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
             name = f"{id}.{given['part']}" if given.get("part") else id
             found[name] = given.get("kind") or record(id).kind

@@ -159,19 +159,22 @@ def source_hash(id: str) -> str | None:
     if path is None:
         return None
     digest = hashlib.sha256()
-    for part in _with_shared(path):
+    for part in files_of(path):
         digest.update(part.read_bytes())
     return digest.hexdigest()
 
 
-def _with_shared(path: Path) -> list[Path]:
-    """Return `path` and, in a fixed order, the shared files of its folder that it imports, directly or not."""
+def files_of(path: Path) -> list[Path]:
+    """Return a paper's file and, in a fixed order, the shared `_*.py` of its family that it imports."""
+    family = path.parent.name
+    pattern = re.compile(rf"\b{family}(?:\.(_\w+)| import \(?([\w\s,]+))")
     found = [path]
     for part in found:
-        for name in sorted(set(re.findall(rf"\b{path.parent.name}\.(_\w+)", part.read_text("utf-8")))):
-            shared = path.with_name(f"{name}.py")
-            if shared.exists() and shared not in found:
-                found.append(shared)
+        for module, names in pattern.findall(part.read_text("utf-8")):
+            for name in [module, *re.findall(r"\b_\w+", names)]:
+                shared = path.with_name(f"{name}.py")
+                if name and shared.exists() and shared not in found:
+                    found.append(shared)
     return found
 
 
