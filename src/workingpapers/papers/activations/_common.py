@@ -1,4 +1,4 @@
-"""What several activation papers measure by: a small network on CIFAR-10, a photograph, hooks, weight noise."""
+"""What several activation papers measure by: a small network on CIFAR-10, a photograph, weight noise."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -37,25 +37,6 @@ def photograph() -> Tensor:
     """Return scikit-learn's photograph of a Chinese temple as (1, 3, 427, 640) float32 in [0, 1]."""
     pixels = load_sample_image("china.jpg")
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-
-
-@torch.no_grad()
-def outputs_of(
-    model: nn.Module, x: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
-) -> dict[str, Tensor]:
-    """Return what every module of the given `kinds` puts out when `model` sees the batch `x`, by its name."""
-    found: dict[str, Tensor] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: found.update({name: output.detach()})
-
-    hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if isinstance(m, kinds)]
-    try:
-        model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 @torch.no_grad()

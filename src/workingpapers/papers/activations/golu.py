@@ -17,7 +17,8 @@ from workingpapers.catalog import claim, paper
 from workingpapers.data import text
 from workingpapers.experiments import Evidence, all_of, at_least, at_most, below
 from workingpapers.kernels import pointwise
-from workingpapers.papers.activations._common import cifar, noise_drop, outputs_of, photograph, trained_cnn
+from workingpapers.papers.activations._common import cifar, noise_drop, photograph, trained_cnn
+from workingpapers.surgery.collect import collect
 from workingpapers.tasks import Budget, LanguageModelling, char_gpt, fit, initialise
 
 BASELINES: dict[str, Callable[[], nn.Module]] = {
@@ -83,7 +84,7 @@ def latent_variances(
     model: nn.Module, x: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
 ) -> dict[str, float]:
     """Return the variance of what every module of the given `kinds` puts out when `model` sees the batch `x`."""
-    return {name: float(output.var()) for name, output in outputs_of(model, x, kinds).items()}
+    return {name: float(output.var()) for name, output in collect(model, x, kinds).items()}
 
 
 def weight_spread(model: nn.Module) -> float:

@@ -215,7 +215,6 @@ def xavier_init_(model: nn.Module) -> nn.Module:
     "prelu_he_init",
     "Initialisation derived for rectifiers trains extremely deep models from scratch, where earlier schemes stall.",
     seeds=5,
-    figure="30 weight layers (specification)",
     holds=all_of(at_least(0.5, of="accuracy"), at_least(0.3, of="accuracy_over_xavier")),
 )
 def thirty_layers(budget: Budget, seed: int) -> Evidence:
@@ -262,7 +261,6 @@ def _trained(
     "Learning the negative slope improves fitting at almost no cost and little overfitting risk, and carries "
     "ImageNet results past human level.",
     seeds=5,
-    figure="4.94% top-5 test error vs 5.1% human and 6.66% GoogLeNet; small model top-1 33.82 to 32.64",
     holds=all_of(
         at_most(0.0, of="train_loss_over_relu"),
         at_least(-0.015, of="accuracy_over_relu"),
@@ -287,7 +285,6 @@ def better_fit(budget: Budget, seed: int) -> Evidence:
     "prelu_he_init",
     "The learned slopes are larger in the first layer than further up.",
     seeds=5,
-    figure="0.6-0.7 in first conv layers (specification)",
     holds=above(0.0, of="first_over_last"),
 )
 def slopes_by_layer(budget: Budget, seed: int) -> Evidence:

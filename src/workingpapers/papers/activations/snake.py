@@ -236,7 +236,6 @@ def sine_beyond_its_range(budget: Budget, seed: int) -> Evidence:
     "snake",
     "It works on real series prediction.",
     seeds=5,
-    figure="temperature and financial data (no number in the abstract)",
     holds=all_of(at_most(0.5, of="over_relu"), below(3.0, of="snake")),
 )
 def carbon_dioxide_to_come(budget: Budget, seed: int) -> Evidence:

@@ -221,9 +221,9 @@ def layer_groups(model: nn.Module, weight_decay: float = 0.01, exclude: str = "b
 
 
 RECIPES = {
-    "lamb": Recipe(Lamb, (0.003, 0.01, 0.03)),
-    "adamw": Recipe(partial(AdamW, weight_decay=0.01), (3e-4, 1e-3, 3e-3)),
-    "sgd": Recipe(partial(SGD, momentum=0.9, weight_decay=5e-4), (0.02, 0.05, 0.1), rule="linear"),
+    "lamb": Recipe(Lamb, (0.01, 0.03, 0.1)),
+    "adamw": Recipe(partial(AdamW, weight_decay=0.01), (1e-3, 3e-3, 1e-2)),
+    "sgd": Recipe(partial(SGD, momentum=0.9, weight_decay=5e-4), (0.03, 0.1, 0.3), rule="linear"),
 }
 
 

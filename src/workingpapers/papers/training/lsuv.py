@@ -246,9 +246,9 @@ def thin_nets_train(budget: Budget, seed: int) -> Evidence:
     A baseline that diverges counts as chance; LSUV must not diverge.
     """
     train, test = budget.pick(quick=3000, full=20000), budget.pick(quick=2000, full=5000)
-    split = images("cifar10", train=train, test=test, size=16, seed=seed)
+    split = images("cifar10", train=train, test=test, size=budget.pick(quick=8, full=32), seed=seed)
     inits = {**INITS, "lsuv": lambda model: lsuv_(model, split.x_train[:128])}
-    epochs = budget.pick(quick=4, full=30)
+    epochs = budget.pick(quick=8, full=30)
 
     def accuracy(activation: Callable[[], nn.Module], how: str) -> float:
         model = initialise(lambda: inits[how](thin_net(activation)), seed)
