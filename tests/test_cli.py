@@ -70,7 +70,11 @@ def test_contract_of_a_reference_passes() -> None:
 
 
 def test_completion_offers_papers() -> None:
-    words = {"COMP_WORDS": "workingpapers show gol", "COMP_CWORD": "2", "_WORKINGPAPERS_COMPLETE": "complete_bash"}
+    words = {
+        "COMP_WORDS": "workingpapers show gol",
+        "COMP_CWORD": "2",
+        "_WORKINGPAPERS_COMPLETE": "complete_bash",
+    }
     script = Path(sys.executable).with_name("workingpapers")
     done = subprocess.run([script], text=True, capture_output=True, check=False, env={**os.environ, **words})
     assert "golu" in done.stdout.split()

@@ -29,7 +29,10 @@ for paper in available():
     COMPONENTS.update(registered(paper))
 # What a component cannot keep yet, with the reason.  Strict: a promise that is kept must leave this list.
 NOT_YET = {
-    ("sparseland", "working entries"): "branches of papers that are not written yet; it does not count as working",
+    (
+        "sparseland",
+        "working entries",
+    ): "branches of papers that are not written yet; it does not count as working",
 }
 PAIRS = [(name, check.name) for name, kind in COMPONENTS.items() for check in checks(kind)]
 

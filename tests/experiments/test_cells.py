@@ -44,19 +44,38 @@ class TestCell:
         assert one.key == two.key == ('{"a":1,"b":[2.0,"x"]}', 3)
         assert len({one, two}) == 1
 
-    @pytest.mark.parametrize("other", [Cell({"a": 1}, 4), Cell({"a": 2}, 3), Cell({"a": 1.0}, 3), Cell({}, 3)])
+    @pytest.mark.parametrize(
+        "other", [Cell({"a": 1}, 4), Cell({"a": 2}, 3), Cell({"a": 1.0}, 3), Cell({}, 3)]
+    )
     def test_other_arguments_are_another_cell(self, other: Cell) -> None:
         assert Cell({"a": 1}, 3).key != other.key
 
-    @pytest.mark.parametrize(("variant", "seed", "said"), [
-        ({"f": len}, 0, "JSON"), ({"seed": 1}, 0, "'seed'"), ({1: 2}, 0, "dict of arguments"), ({}, -1, "seed"),
-        ({}, 1.5, "seed"), ({}, True, "seed"), ({}, 2**63, "seed"), ([], 0, "dict of arguments")])
+    @pytest.mark.parametrize(
+        ("variant", "seed", "said"),
+        [
+            ({"f": len}, 0, "JSON"),
+            ({"seed": 1}, 0, "'seed'"),
+            ({1: 2}, 0, "dict of arguments"),
+            ({}, -1, "seed"),
+            ({}, 1.5, "seed"),
+            ({}, True, "seed"),
+            ({}, 2**63, "seed"),
+            ([], 0, "dict of arguments"),
+        ],
+    )
     def test_what_is_no_cell_is_refused_in_a_sentence(self, variant: Any, seed: Any, said: str) -> None:
         with pytest.raises(WorkingPapersError, match=said):
             Cell(variant, seed)
 
     def test_an_experiment_is_told_by_name_code_threads_and_device(self) -> None:
-        base: dict[str, Any] = {"name": "n", "run": len, "code": "c", "cells": [], "threads": 1, "device": "cpu"}
+        base: dict[str, Any] = {
+            "name": "n",
+            "run": len,
+            "code": "c",
+            "cells": [],
+            "threads": 1,
+            "device": "cpu",
+        }
         same: list[dict[str, Any]] = [{}, {"run": abs}, {"cells": [Cell({}, 0)]}]
         changed: list[dict[str, Any]] = [{"name": "m"}, {"code": "d"}, {"threads": 2}, {"device": "cuda"}]
         keys = {Experiment(**{**base, **change}).key for change in [*same, *changed]}
@@ -65,10 +84,12 @@ class TestCell:
 
 class TestCodeVersion:
     def test_a_file_counts_without_comments_docstrings_and_layout(self, tmp_path: Path) -> None:
-        texts = ["def run(seed):\n    return seed + 1\n",
-                 '"""A doc."""\n\n# why\ndef run(seed):\n    """Doc."""\n    return (seed  +  1)  # so\n',
-                 "def run(seed):\n    return seed + 2\n",
-                 "STEP = 1\ndef run(seed):\n    return seed + 1\n"]
+        texts = [
+            "def run(seed):\n    return seed + 1\n",
+            '"""A doc."""\n\n# why\ndef run(seed):\n    """Doc."""\n    return (seed  +  1)  # so\n',
+            "def run(seed):\n    return seed + 2\n",
+            "STEP = 1\ndef run(seed):\n    return seed + 1\n",
+        ]
         versions = []
         path = tmp_path / "module.py"
         for text in texts:
@@ -80,12 +101,21 @@ class TestCodeVersion:
         assert len(set(versions)) == 3
 
     def test_a_notebook_counts_by_what_the_function_names(self) -> None:
-        base = ("rate = 0.1\nother = 5\ndef helper(x):\n    return x * rate\n"
-                "def run(seed):\n    return helper(seed)\n")
-        same = [base, base.replace("other = 5", "other = 6"), "# note\n" + base,
-                base.replace("    return helper", "    'A docstring.'\n    return  helper")]
-        different = [base.replace("0.1", "0.2"), base.replace("x * rate", "x + rate"),
-                     base.replace("helper(seed)", "helper(seed) + 1")]
+        base = (
+            "rate = 0.1\nother = 5\ndef helper(x):\n    return x * rate\n"
+            "def run(seed):\n    return helper(seed)\n"
+        )
+        same = [
+            base,
+            base.replace("other = 5", "other = 6"),
+            "# note\n" + base,
+            base.replace("    return helper", "    'A docstring.'\n    return  helper"),
+        ]
+        different = [
+            base.replace("0.1", "0.2"),
+            base.replace("x * rate", "x + rate"),
+            base.replace("helper(seed)", "helper(seed) + 1"),
+        ]
         assert len({code_version(defined(text)) for text in same}) == 1
         assert len({code_version(defined(text)) for text in [base, *different]}) == 1 + len(different)
 
@@ -108,30 +138,60 @@ class TestCodeVersion:
                 def size(self): return 3
             def run(seed): return Net.go(seed) if seed in {"a", "b", "c", "d", "e", "f", "g"} else 0
         """
-        code = ("from workingpapers.experiments.cells import code_version\nimport textwrap\n"
-                "scope={'__name__': '__main__'}\n"
-                f"exec(textwrap.dedent({source!r}), scope)\nprint(code_version(scope['run']))")
-        seen = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": h}, check=True,
-                               capture_output=True, text=True).stdout.strip() for h in ("1", "2")}
+        code = (
+            "from workingpapers.experiments.cells import code_version\nimport textwrap\n"
+            "scope={'__name__': '__main__'}\n"
+            f"exec(textwrap.dedent({source!r}), scope)\nprint(code_version(scope['run']))"
+        )
+        seen = {
+            subprocess.run(
+                [sys.executable, "-c", code],
+                env={**os.environ, "PYTHONHASHSEED": h},
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout.strip()
+            for h in ("1", "2")
+        }
         assert seen == {code_version(defined(source))}
-        assert code_version(defined(source.replace("size(self): return 3", "size(self): return 4"))) not in seen
+        assert (
+            code_version(defined(source.replace("size(self): return 3", "size(self): return 4"))) not in seen
+        )
 
 
 class TestResults:
-    @pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int64(2), np.array(2.0), torch.tensor(2),
-                                       torch.tensor(2.0, requires_grad=True)])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            2,
+            2.0,
+            np.float32(2),
+            np.int64(2),
+            np.array(2.0),
+            torch.tensor(2),
+            torch.tensor(2.0, requires_grad=True),
+        ],
+    )
     def test_numbers_of_all_makes(self, value: Any) -> None:
         assert ended(lambda seed: value).metrics == {"value": 2.0}
         assert ended(lambda seed: {"a": value}).metrics == {"a": 2.0}
         curve = ended(lambda seed: iter([{"a": 1}, {"a": value, "b": 0}]))
         assert (curve.metrics, curve.curve) == ({"a": 2.0, "b": 0.0}, [{"a": 1.0}, {"a": 2.0, "b": 0.0}])
 
-    @pytest.mark.parametrize(("returned", "said"), [
-        ("text", "run returned a str; a number, a dict of numbers, or an iterator of such dicts was "),
-        (None, "run returned None;"), ([], "run yielded nothing;"), ([1.0], "run yielded a float;"),
-        ({}, "run gave an empty dict;"), ({"a": "b"}, "run gave a str for 'a';"),
-        ({1: 2}, "run gave an int for 1;"),
-        ({"a": np.ones((2, 3))}, "run gave a ndarray of shape (2, 3) for 'a';"), (1j, "run returned a complex;")])
+    @pytest.mark.parametrize(
+        ("returned", "said"),
+        [
+            ("text", "run returned a str; a number, a dict of numbers, or an iterator of such dicts was "),
+            (None, "run returned None;"),
+            ([], "run yielded nothing;"),
+            ([1.0], "run yielded a float;"),
+            ({}, "run gave an empty dict;"),
+            ({"a": "b"}, "run gave a str for 'a';"),
+            ({1: 2}, "run gave an int for 1;"),
+            ({"a": np.ones((2, 3))}, "run gave a ndarray of shape (2, 3) for 'a';"),
+            (1j, "run returned a complex;"),
+        ],
+    )
     def test_anything_else_failed_in_a_sentence(self, returned: Any, said: str) -> None:
         outcome = ended(lambda seed: returned)
         assert outcome.status == FAILED
@@ -151,7 +211,11 @@ class TestResults:
             raise ValueError("two\nlines")
 
         outcome = ended(run)
-        assert (outcome.status, outcome.error, outcome.curve) == (FAILED, "ValueError: two lines", [{"a": 1.0}])
+        assert (outcome.status, outcome.error, outcome.curve) == (
+            FAILED,
+            "ValueError: two lines",
+            [{"a": 1.0}],
+        )
         assert outcome.traceback is not None
         assert 'raise ValueError("two\\nlines")' in outcome.traceback
         assert "execution.py" not in outcome.traceback
@@ -161,8 +225,11 @@ class TestResults:
         with pytest.raises(KeyboardInterrupt):
             ended(lambda seed: (_ for _ in ()).throw(KeyboardInterrupt))
 
-    @pytest.mark.parametrize("allocate", [lambda: bytearray(2**62), lambda: torch.empty(2**58),
-                                          lambda: np.empty(2**58)], ids=["python", "torch", "numpy"])
+    @pytest.mark.parametrize(
+        "allocate",
+        [lambda: bytearray(2**62), lambda: torch.empty(2**58), lambda: np.empty(2**58)],
+        ids=["python", "torch", "numpy"],
+    )
     def test_out_of_memory_has_a_status_of_its_own(self, allocate: Callable[[], Any]) -> None:
         assert ended(lambda seed: allocate() and 1).status == OUT_OF_MEMORY
 
@@ -229,8 +296,9 @@ class TestCircumstances:
             assert type(sys.meta_path[0]).__name__ != "_Torch"
             print(outcome.metrics["draw"], outcome.metrics["threads"], outcome.error)
         """
-        said = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True,
-                              check=True)
+        said = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+        )
         draw, threads, error = said.stdout.split()
         assert float(draw) == torch.rand((), generator=torch.Generator().manual_seed(11)).item()
         assert (float(threads), error) == (1, "None")

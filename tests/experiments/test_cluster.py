@@ -91,28 +91,43 @@ def test_a_cluster_gives_the_same_numbers_though_it_loses_a_node(tmp_path: Path)
     """A process of its own: Ray leaves threads and settings behind.  It is ended after 120 s at the latest."""
     (tmp_path / "script.py").write_text(CLUSTER)
     (tmp_path / "beside.py").write_text("def shift(a):\n    return 10 * a\n")
-    ended = subprocess.run([sys.executable, str(tmp_path / "script.py"), str(tmp_path)], capture_output=True,
-                           text=True, check=False, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert ended.returncode == 0, ended.stderr
     said: dict[str, Any] = json.loads(ended.stdout)
     assert said["same"], said["found"]
     assert [row[2] for row in said["found"]] == ["done"] * 8
     assert said["points"] >= 8
     assert set(said["log"]) == {f"{a} {seed}" for a in (1, 2) for seed in range(4)}
-    assert 8 < len(said["log"]) <= 10, "the run that was lost with its node was begun anew, the others were not"
+    assert 8 < len(said["log"]) <= 10, (
+        "the run that was lost with its node was begun anew, the others were not"
+    )
     assert not said["still"], "a connection that the pool opened is closed with it"
     assert [(row[0], row[2]) for row in said["endings"]] == [
-        ("fine", "done"), ("slow", "timed out"), ("raise", "failed"), ("crash", "killed")]
+        ("fine", "done"),
+        ("slow", "timed out"),
+        ("raise", "failed"),
+        ("crash", "killed"),
+    ]
     assert (said["crashes"], said["tries"]) == (4, 7)
     assert "ValueError: no" in said["endings"][2][-1]
     assert "lost 4 times" in said["endings"][3][-1]
     assert [line for line in ended.stderr.splitlines() if "arning" in line] == []
 
 
-def test_without_ray_the_command_that_brings_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_command_that_brings_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with (Store(tmp_path / "runs.sqlite") as store,
-          pytest.raises(WorkingPapersError, match=r"pip install 'workingpapers\[ray\]'")):
+    with (
+        Store(tmp_path / "runs.sqlite") as store,
+        pytest.raises(WorkingPapersError, match=r"pip install 'workingpapers\[ray\]'"),
+    ):
         run_experiment(Experiment("e", len, "c", [Cell({}, 0)]), store=store, on="ray")
 
 

@@ -84,18 +84,28 @@ class TestResults:
         events: list[Event] = []
         carried_out(store, run, grid(1, 1, 2), progress=events.append)
         assert [(e.kind, e.finished, e.total) for e in events[:4]] == [
-            ("started", 0, 2), ("point", 0, 2), ("point", 0, 2), ("finished", 1, 2)]
+            ("started", 0, 2),
+            ("point", 0, 2),
+            ("point", 0, 2),
+            ("finished", 1, 2),
+        ]
         assert [e.point for e in events[1:3]] == [{"x": 1.0}, {"x": 2.0}]
         assert events[3].run is not None
         assert events[3].run.metrics == {"x": 2.0}
         again: list[Event] = []
         carried_out(store, run, grid(1, 1, 2, 3), progress=again.append)
         assert [(e.kind, e.fresh, e.finished) for e in again] == [
-            ("finished", False, 1), ("finished", False, 2), ("started", True, 2), ("point", True, 2),
-            ("point", True, 2), ("finished", True, 3)]
+            ("finished", False, 1),
+            ("finished", False, 2),
+            ("started", True, 2),
+            ("point", True, 2),
+            ("point", True, 2),
+            ("finished", True, 3),
+        ]
 
     def test_a_cell_asked_for_twice_is_run_once(self, store: Store) -> None:
         calls: list[int] = []
+
         def run(seed: int) -> int:
             calls.append(seed)
             return 1
@@ -116,8 +126,16 @@ class TestResults:
                 time.sleep(60)
             return {"nan": float("nan"), "text": "text"}.get(a, 1.0)
 
-        expected = {"fine": DONE, "nan": DIVERGED, "killed": KILLED, "memory": OUT_OF_MEMORY, "raises": FAILED,
-                    "text": FAILED, "slow": TIMED_OUT, "well": DONE}
+        expected = {
+            "fine": DONE,
+            "nan": DIVERGED,
+            "killed": KILLED,
+            "memory": OUT_OF_MEMORY,
+            "raises": FAILED,
+            "text": FAILED,
+            "slow": TIMED_OUT,
+            "well": DONE,
+        }
         runs = carried_out(store, run, grid(1, *expected), workers=2, timeout=2.5)
         assert {r.variant["a"]: r.status for r in runs} == expected
         again: list[Event] = []
@@ -126,10 +144,17 @@ class TestResults:
         tried = {e.cell.variant["a"] for e in again if e.kind == "started"}
         assert tried == {"killed", "memory", "raises", "text", "slow"}
 
-    @pytest.mark.parametrize(("options", "said"), [
-        ({"workers": -1}, "workers="), ({"workers": 1.5}, "workers="), ({"workers": True}, "workers="),
-        ({"timeout": 0, "workers": 1}, "timeout="), ({"timeout": 1}, "timeout= needs worker"),
-        ({"on": "rya"}, "'rya'; the nearest name is 'ray'")])
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"workers": -1}, "workers="),
+            ({"workers": 1.5}, "workers="),
+            ({"workers": True}, "workers="),
+            ({"timeout": 0, "workers": 1}, "timeout="),
+            ({"timeout": 1}, "timeout= needs worker"),
+            ({"on": "rya"}, "'rya'; the nearest name is 'ray'"),
+        ],
+    )
     def test_bad_arguments_are_refused(self, store: Store, options: dict[str, Any], said: str) -> None:
         with pytest.raises(WorkingPapersError, match=said):
             carried_out(store, len, grid(1, 1), **options)
@@ -142,17 +167,23 @@ class TestFunctions:
             return lambda a, seed: factor * a + seed
 
         scope: dict[str, Any] = {"__name__": "__main__"}
-        exec("import math\nK = 3\ndef helper(a): return K * a\nclass Box:\n    def get(self, a): return helper(a)\n"
-             "def run(a, seed): return math.floor(Box().get(a)) + seed", scope)
+        exec(
+            "import math\nK = 3\ndef helper(a): return K * a\nclass Box:\n    def get(self, a): return helper(a)\n"
+            "def run(a, seed): return math.floor(Box().get(a)) + seed",
+            scope,
+        )
         for name, run in (("closure", make(3)), ("notebook", scope["run"])):
-            runs = run_experiment(Experiment(name, run, code_version(run), grid(2, 1, 2)), store=store, workers=1)
+            runs = run_experiment(
+                Experiment(name, run, code_version(run), grid(2, 1, 2)), store=store, workers=1
+            )
             assert [r.metrics for r in runs] == [{"value": v} for v in (3.0, 4.0, 6.0, 7.0)]
 
     def test_a_script_without_a_guard(self, tmp_path: Path) -> None:
         """Its body runs once, here; functions, classes, globals and modules beside it reach the workers."""
         (tmp_path / "beside.py").write_text("def shift(x):\n    return x + 1000\n")
         script = tmp_path / "script.py"
-        script.write_text(textwrap.dedent("""
+        script.write_text(
+            textwrap.dedent("""
             import sys
             import beside
             from workingpapers.experiments.cells import Cell, Experiment, code_version
@@ -175,9 +206,20 @@ class TestFunctions:
                 store=Store(sys.argv[1]), workers=2,
                 progress=lambda event: event.kind == "finished" and event.fresh and fresh.append(event))
             print(len(fresh), *(run.metrics["value"] for run in runs))
-        """))
-        said = [subprocess.run([sys.executable, str(script), str(tmp_path / "runs.sqlite"), seeds], cwd="/",
-                               capture_output=True, text=True, check=False) for seeds in ("2", "3")]
+        """)
+        )
+        said = [
+            subprocess.run(
+                [sys.executable, str(script), str(tmp_path / "runs.sqlite"), seeds],
+                cwd="/",
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for seeds in ("2", "3")
+        ]
         assert [s.stderr for s in said] == ["", ""]
-        assert [s.stdout.split("\n") for s in said] == [["body", "2 1100.0 1101.0", ""],
-                                                        ["body", "1 1100.0 1101.0 1102.0", ""]]
+        assert [s.stdout.split("\n") for s in said] == [
+            ["body", "2 1100.0 1101.0", ""],
+            ["body", "1 1100.0 1101.0 1102.0", ""],
+        ]

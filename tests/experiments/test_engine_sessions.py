@@ -75,9 +75,14 @@ class Driver:
         self.log.touch()
 
     def start(self, seconds: float = 0.0, seeds: int = 3) -> "subprocess.Popen[str]":
-        return subprocess.Popen([sys.executable, str(self.script), str(self.path), str(self.log), str(seeds)],
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                                env={**os.environ, "SECONDS": str(seconds)})
+        return subprocess.Popen(
+            [sys.executable, str(self.script), str(self.path), str(self.log), str(seeds)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "SECONDS": str(seconds)},
+        )
 
     def executions(self) -> Counter[str]:
         return Counter(self.log.read_text().splitlines())
@@ -156,7 +161,9 @@ class TestInterruptions:
         first.kill()
         first.communicate()
         assert ended(second) == (0, ALL, "")
-        assert driver.executions() == Counter({"10 1": 2, "20 1": 2, **dict.fromkeys(CELLS - {"10 1", "20 1"}, 1)})
+        assert driver.executions() == Counter(
+            {"10 1": 2, "20 1": 2, **dict.fromkeys(CELLS - {"10 1", "20 1"}, 1)}
+        )
 
     def test_an_interrupt_in_this_process_leaves_a_clean_store(self, store: Store) -> None:
         def run(a: int, seed: int) -> int:
@@ -167,7 +174,10 @@ class TestInterruptions:
         with pytest.raises(KeyboardInterrupt):
             carried_out(store, run, grid(3, 1, 2))
         assert [(r.variant["a"], r.seed, r.status) for r in store.runs()] == [
-            (1, 0, DONE), (2, 0, DONE), (1, 1, DONE)]
+            (1, 0, DONE),
+            (2, 0, DONE),
+            (1, 1, DONE),
+        ]
 
     def test_an_error_of_the_callers_progress_ends_the_session(self, store: Store) -> None:
         def progress(event: Event) -> None:
@@ -180,7 +190,9 @@ class TestInterruptions:
 
 
 class TestSharing:
-    def test_a_session_waits_for_what_another_runs(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_session_waits_for_what_another_runs(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Another living session holds one cell and finishes it while this one waits."""
         monkeypatch.setattr(engine, "_LOOK_EVERY", 0.01)
         other, cells = new_owner(), grid(1, 1, 2)
@@ -216,13 +228,18 @@ class TestSharing:
         runs = run_experiment(experiment, store=store, workers=0)
         assert [(r.status, r.error) for r in runs] == [(DONE, None), (FAILED, "theirs")]
         assert calls == [1]
-        assert [r.status for r in run_experiment(Experiment("test", lambda a, seed: a, "one version", cells),
-                                                 store=store, workers=0)] == [DONE, DONE]
+        assert [
+            r.status
+            for r in run_experiment(
+                Experiment("test", lambda a, seed: a, "one version", cells), store=store, workers=0
+            )
+        ] == [DONE, DONE]
 
     def test_the_heart_beats_during_a_run(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(engine, "BEAT_EVERY", 0.02)
         beats: list[str] = []
         monkeypatch.setattr(Store, "beat", lambda self, owner: beats.append(owner))
+
         def run(a: int, seed: int) -> int:
             time.sleep(0.3)
             return a
@@ -233,7 +250,8 @@ class TestSharing:
 
     def test_a_full_disk_ends_the_session_in_a_sentence(self, tmp_path: Path) -> None:
         script = tmp_path / "full.py"
-        script.write_text(textwrap.dedent("""
+        script.write_text(
+            textwrap.dedent("""
             import random, resource, sys
             from workingpapers.errors import WorkingPapersError
             from workingpapers.experiments.cells import Cell, Experiment
@@ -249,12 +267,17 @@ class TestSharing:
             except WorkingPapersError as error:
                 print(error)
                 sys.exit(2)
-        """))
+        """)
+        )
         path = tmp_path / "runs.sqlite"
 
         def attempt(limit: int) -> "subprocess.CompletedProcess[str]":
-            return subprocess.run([sys.executable, str(script), str(path), str(limit)], capture_output=True,
-                                  text=True, check=False)
+            return subprocess.run(
+                [sys.executable, str(script), str(path), str(limit)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
 
         first = attempt(300_000)
         assert (first.returncode, first.stderr) == (2, "")

@@ -41,8 +41,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def python(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True,
-                          check=False, **options)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
 
 
 def put(store: Store, cell: Cell = CELL, outcome: Outcome = OUTCOME, name: str = "e") -> None:
@@ -66,8 +71,20 @@ class TestClaims:
         assert run is not None
         assert (run.name, run.code, run.experiment) == ("e", "code", experiment().key)
         assert (run.variant, run.seed, run.key) == (CELL.variant, 7, CELL.key)
-        assert Outcome(run.status, run.metrics, run.curve, run.seconds or 0, run.peak_memory, run.machine or "",
-                       run.error, run.traceback, run.output) == OUTCOME
+        assert (
+            Outcome(
+                run.status,
+                run.metrics,
+                run.curve,
+                run.seconds or 0,
+                run.peak_memory,
+                run.machine or "",
+                run.error,
+                run.traceback,
+                run.output,
+            )
+            == OUTCOME
+        )
         assert before <= (run.started or 0) <= (run.finished or 0) <= time.time()
 
     def test_other_experiments_and_cells_do_not_mix(self, store: Store) -> None:
@@ -81,10 +98,20 @@ class TestClaims:
         assert len(store.runs()) == 6
         assert store.runs(experiment("c")) == store.runs(experiment("b").key, name="a") == []
 
-    @pytest.mark.parametrize(("status", "again"), [(DONE, False), (DIVERGED, False), (FAILED, True), (KILLED, True),
-                                               (OUT_OF_MEMORY, True), (TIMED_OUT, True)])
-    def test_runs_without_a_result_are_tried_again_in_a_later_session(self, store: Store, status: str,
-                                                                      again: bool) -> None:
+    @pytest.mark.parametrize(
+        ("status", "again"),
+        [
+            (DONE, False),
+            (DIVERGED, False),
+            (FAILED, True),
+            (KILLED, True),
+            (OUT_OF_MEMORY, True),
+            (TIMED_OUT, True),
+        ],
+    )
+    def test_runs_without_a_result_are_tried_again_in_a_later_session(
+        self, store: Store, status: str, again: bool
+    ) -> None:
         beginning = time.time()
         put(store, outcome=Outcome(status, error="E"))
         assert not store.claim(experiment(), CELL, new_owner(), since=beginning)
@@ -103,7 +130,9 @@ class TestClaims:
         assert len(store.runs()) == 2
 
     def test_the_claim_of_an_ended_process_is_free(self, store: Store) -> None:
-        owner = python("from workingpapers.experiments.leases import new_owner; print(new_owner())").stdout.strip()
+        owner = python(
+            "from workingpapers.experiments.leases import new_owner; print(new_owner())"
+        ).stdout.strip()
         assert gone(owner)
         assert store.claim(experiment(), CELL, owner)
         mine = new_owner()
@@ -117,8 +146,9 @@ class TestClaims:
         assert gone(f"{host}|{pid}|12345|{name}")
         assert not gone(f"elsewhere|{pid}|12345|{name}")
 
-    def test_a_heart_that_stopped_frees_the_claim_of_another_host(self, store: Store,
-                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_heart_that_stopped_frees_the_claim_of_another_host(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         away, now = "elsewhere|1|1|x", time.time()
         store.claim(experiment(), CELL, away)
         monkeypatch.setattr(time, "time", lambda: now + 50)
@@ -141,14 +171,17 @@ class TestContent:
     def test_ten_thousand_runs_are_listed_as_they_were_stored(self, store: Store) -> None:
         owner = new_owner()
         one = experiment()
-        cells = [Cell({"lr": lr, "act": act}, seed) for seed in range(1000) for lr in (0.1, 0.2) for act in "abcde"]
+        cells = [
+            Cell({"lr": lr, "act": act}, seed) for seed in range(1000) for lr in (0.1, 0.2) for act in "abcde"
+        ]
         for number, cell in enumerate(cells):
             store.claim(one, cell, owner)
             store.finish(one, cell, owner, Outcome(DONE, {"n": number}, [{"n": float(number)}] * 3))
         runs = store.runs(name="e")
         assert [r.key for r in runs] == [c.key for c in cells]
         assert [(r.variant, r.metrics, len(r.curve)) for r in runs] == [
-            (c.variant, {"n": n}, 3) for n, c in enumerate(cells)]
+            (c.variant, {"n": n}, 3) for n, c in enumerate(cells)
+        ]
 
     def test_the_path_is_the_variables_or_the_users_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORKINGPAPERS_STORE", "/some/where.sqlite")
@@ -174,10 +207,21 @@ def test_processes_that_write_at_once_share_the_cells(tmp_path: Path) -> None:
                 assert store.finish(experiment, Cell({}, seed), owner, outcome)
     """
     path = tmp_path / "runs.sqlite"
-    workers = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), str(path), str(time.time() + 2)],
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code), str(path), str(time.time() + 2)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
     said = [worker.communicate(timeout=60) for worker in workers]
     assert [error for _, error in said] == [""] * 4
-    assert Counter(seed for output, _ in said for seed in output.split()) == Counter(str(s) for s in range(150))
+    assert Counter(seed for output, _ in said for seed in output.split()) == Counter(
+        str(s) for s in range(150)
+    )
     with Store(path) as store:
-        assert sorted((r.seed, r.metrics["x"]) for r in store.runs() if r.metrics) == [(s, s) for s in range(150)]
+        assert sorted((r.seed, r.metrics["x"]) for r in store.runs() if r.metrics) == [
+            (s, s) for s in range(150)
+        ]

@@ -32,8 +32,13 @@ def experiment(name: str = "e") -> Experiment:
 
 
 def python(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code), *arguments], capture_output=True, text=True,
-                          check=False, **options)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
 
 
 def put(store: Store, cell: Cell = CELL, outcome: Outcome = OUTCOME, name: str = "e") -> None:
@@ -54,8 +59,9 @@ class TestBadFiles:
         assert "\n" not in message
         assert {p: p.read_bytes() for p in path.parent.iterdir() if p.is_file()} == before
 
-    @pytest.mark.parametrize("content", [b"hello", b"x", os.urandom(5000), b"SQLite format 3\0" + b"\1" * 50,
-                                         b'{"a": 1}\n' * 100])
+    @pytest.mark.parametrize(
+        "content", [b"hello", b"x", os.urandom(5000), b"SQLite format 3\0" + b"\1" * 50, b'{"a": 1}\n' * 100]
+    )
     def test_a_file_that_is_no_database(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "notes"
         path.write_bytes(content)
@@ -94,7 +100,11 @@ class TestBadFiles:
         path = tmp_path / "runs.sqlite"
         with Store(path) as store:
             for seed in range(200):
-                put(store, Cell({}, seed), Outcome(DONE, {"a": 1}, [{"a": random.random()} for _ in range(100)]))
+                put(
+                    store,
+                    Cell({}, seed),
+                    Outcome(DONE, {"a": 1}, [{"a": random.random()} for _ in range(100)]),
+                )
         content = path.read_bytes()
         filling = os.urandom(len(content)) if damage == "middle" else bytes(len(content))
         path.write_bytes(content[:5000] if damage == "cut" else content[:100] + filling[100:])

@@ -18,8 +18,9 @@ import torch
 from workingpapers.errors import WorkingPapersError
 from workingpapers.experiments.cells import Cell, Experiment
 from workingpapers.experiments.execution import DONE, FAILED, KILLED, TIMED_OUT, Outcome, Point
+from workingpapers.experiments.pools import default_workers
 from workingpapers.experiments.shipping import ship, unpacked
-from workingpapers.experiments.workers import LocalPool, cause_of_death, default_workers
+from workingpapers.experiments.workers import LocalPool, cause_of_death
 
 
 class Pools:
@@ -92,9 +93,15 @@ def test_points_arrive_in_order_and_the_first_at_once(pools: Pools) -> None:
     assert len(seen) >= 3
 
 
-@pytest.mark.parametrize(("ending", "said"), [
-    ("os.kill(os.getpid(), 9)", "signal 9 (SIGKILL)"), ("ctypes.string_at(0)", "signal 11 (SIGSEGV)"),
-    ("os._exit(3)", "exit code 3"), ("os.abort()", "signal 6 (SIGABRT)")])
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        ("os.kill(os.getpid(), 9)", "signal 9 (SIGKILL)"),
+        ("ctypes.string_at(0)", "signal 11 (SIGSEGV)"),
+        ("os._exit(3)", "exit code 3"),
+        ("os.abort()", "signal 6 (SIGABRT)"),
+    ],
+)
 def test_a_death_takes_only_its_own_run_along(pools: Pools, ending: str, said: str) -> None:
     def run(seed: int) -> float:
         import ctypes
@@ -181,7 +188,9 @@ def test_a_run_over_its_time_is_stopped_with_its_children(pools: Pools, tmp_path
     assert until(lambda: not alive(int(path.read_text())))
 
 
-def test_output_is_kept_for_runs_without_a_result_only(pools: Pools, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_is_kept_for_runs_without_a_result_only(
+    pools: Pools, capfd: pytest.CaptureFixture[str]
+) -> None:
     def run(seed: int) -> int:
         print(f"seed {seed}")
         os.write(2, b"from below\n")
@@ -199,11 +208,14 @@ def test_output_is_kept_for_runs_without_a_result_only(pools: Pools, capfd: pyte
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.skipif(multiprocessing.get_all_start_methods()[0] != "fork", reason="needs picklable classes there")
+@pytest.mark.skipif(
+    multiprocessing.get_all_start_methods()[0] != "fork", reason="needs picklable classes there"
+)
 def test_the_function_may_have_workers_of_its_own(pools: Pools) -> None:
     """A data set that a script defines cannot be imported by them: they begin as they do in the script."""
     scope: dict[str, Any] = {"__name__": "__main__"}
-    exec(textwrap.dedent("""
+    exec(
+        textwrap.dedent("""
         import torch
         class Numbers(torch.utils.data.Dataset):
             def __len__(self): return 8
@@ -211,7 +223,9 @@ def test_the_function_may_have_workers_of_its_own(pools: Pools) -> None:
         def run(seed):
             data = torch.utils.data.DataLoader(Numbers(), batch_size=4, num_workers=1)
             return float(sum(batch.sum() for batch in data))
-    """), scope)
+    """),
+        scope,
+    )
     assert [o.metrics for o in outcomes(pools(scope["run"]), seeds(1))] == [{"value": 28.0}]
 
 
@@ -227,7 +241,8 @@ def test_threads_of_torch_and_of_the_environment_are_the_experiments(pools: Pool
 def test_workers_end_with_their_driver(tmp_path: Path) -> None:
     """The driver is killed while its worker computes without ever giving way."""
     script = tmp_path / "driver.py"
-    script.write_text(textwrap.dedent("""
+    script.write_text(
+        textwrap.dedent("""
         import os, pathlib, sys
         from workingpapers.experiments.cells import Cell, Experiment
         from workingpapers.experiments.workers import LocalPool
@@ -238,7 +253,8 @@ def test_workers_end_with_their_driver(tmp_path: Path) -> None:
         pool = LocalPool(Experiment("e", run, "c", []), print, 1)
         pool.submit(Cell({}, 0))
         pool.wait()
-    """))
+    """)
+    )
     note = tmp_path / "pid"
     with subprocess.Popen([sys.executable, str(script), str(note)], stderr=subprocess.PIPE) as driver:
         assert until(lambda: note.exists() and note.read_text() != "")
@@ -279,8 +295,9 @@ def test_what_cannot_be_sent_is_said_in_a_sentence(pools: Pools) -> None:
 
 def test_a_file_loaded_by_path_goes_by_value(tmp_path: Path) -> None:
     """Neither its name nor its folder is known to another process."""
-    (tmp_path / "loaded_by_path.py").write_text("K = 41\ndef helper(x):\n    return x + K\n"
-                                                "def run(seed):\n    return helper(seed)\n")
+    (tmp_path / "loaded_by_path.py").write_text(
+        "K = 41\ndef helper(x):\n    return x + K\ndef run(seed):\n    return helper(seed)\n"
+    )
     code = """
         import importlib.util, sys
         spec = importlib.util.spec_from_file_location("loaded_by_path", sys.argv[1])
@@ -289,8 +306,11 @@ def test_a_file_loaded_by_path_goes_by_value(tmp_path: Path) -> None:
         from workingpapers.experiments.shipping import ship
         sys.stdout.buffer.write(ship(module.run))
     """
-    payload = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "loaded_by_path.py")],
-                             capture_output=True, check=True).stdout
+    payload = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "loaded_by_path.py")],
+        capture_output=True,
+        check=True,
+    ).stdout
     assert unpacked(payload)(seed=1) == 42
 
 

@@ -39,14 +39,14 @@ def test_every_combination_is_run_and_the_first_is_the_baseline() -> None:
     def run(a: str, b: float, seed: int) -> dict[str, float]:
         return {"loss": b + len(a) + seed}
 
-    result = compare(run, {"a": ["x", "yy"], "b": [0.5, 1.5]}, seeds=3, workers=0)
+    result = compare(run, {"a": ["x", "yy"], "b": [0.5, 1.5]}, seeds=4, workers=0)
     assert result.baseline == {"a": "x", "b": 0.5}
     assert (result.metric, result.goal) == ("loss", "min")
     assert [r.label for r in result.rows] == ["x b=0.5", "x b=1.5", "yy b=0.5", "yy b=1.5"]
     words = {r.label: r.difference.word for r in result.rows if r.difference}
     assert set(words.values()) == {Difference.WORSE}
     other = compare(
-        run, {"a": ["x", "yy"], "b": [0.5, 1.5]}, seeds=3, workers=0, baseline={"a": "yy", "b": 1.5}
+        run, {"a": ["x", "yy"], "b": [0.5, 1.5]}, seeds=4, workers=0, baseline={"a": "yy", "b": 1.5}
     )
     assert {r.difference.word for r in other.rows if r.difference} == {Difference.BETTER}
 

@@ -35,8 +35,9 @@ class Cell:
         if not isinstance(self.variant, Mapping) or not all(isinstance(name, str) for name in self.variant):
             raise WorkingPapersError(f"a variant is a dict of arguments by name; got {self.variant!r}")
         if "seed" in self.variant:
-            raise WorkingPapersError("a variant cannot have an argument 'seed': the cell's own seed is passed "
-                                     "under that name")
+            raise WorkingPapersError(
+                "a variant cannot have an argument 'seed': the cell's own seed is passed under that name"
+            )
         object.__setattr__(self, "variant", json.loads(canonical(self.variant)))
         object.__setattr__(self, "seed", _checked_seed(self.seed))
 
@@ -52,7 +53,9 @@ class Cell:
         return hash(self.key)
 
     def __str__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in {**self.variant, "seed": self.seed}.items())
+        arguments = ", ".join(
+            f"{name}={value!r}" for name, value in {**self.variant, "seed": self.seed}.items()
+        )
         return f"({arguments})"
 
 
@@ -74,8 +77,10 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if not callable(self.run):
-            raise WorkingPapersError(f"the experiment {self.name!r} needs a function of (variant, seed); "
-                                     f"got a {type(self.run).__name__}")
+            raise WorkingPapersError(
+                f"the experiment {self.name!r} needs a function of (variant, seed); "
+                f"got a {type(self.run).__name__}"
+            )
         if not isinstance(self.threads, int) or self.threads < 1:
             raise WorkingPapersError(f"threads= takes a whole number from 1; got {self.threads!r}")
 
@@ -97,8 +102,9 @@ def canonical(value: Any) -> str:
         text.encode()  # a ValueError where a text cannot be stored
         return text
     except (TypeError, ValueError) as error:
-        raise WorkingPapersError(f"a variant takes JSON values (numbers, texts, lists, dicts), but {error}: "
-                                 f"{_short(value)}") from None
+        raise WorkingPapersError(
+            f"a variant takes JSON values (numbers, texts, lists, dicts), but {error}: {_short(value)}"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

@@ -64,24 +64,31 @@ class _Torch(importlib.abc.MetaPathFinder):
             before = self.before["device"]
             torch.set_default_device(None if before.type == "cpu" else before)
         torch.set_grad_enabled(self.before["grad"])
-        if torch.are_deterministic_algorithms_enabled() != self.before["deterministic"]:  # the setter takes seconds
+        if (
+            torch.are_deterministic_algorithms_enabled() != self.before["deterministic"]
+        ):  # the setter takes seconds
             torch.use_deterministic_algorithms(self.before["deterministic"])
 
     def prepare(self) -> None:
         import torch
 
-        self.before = {"threads": torch.get_num_threads(), "generator": torch.get_rng_state(),
-                       "dtype": torch.get_default_dtype(), "device": torch.get_default_device(),
-                       "grad": torch.is_grad_enabled(),
-                       "deterministic": torch.are_deterministic_algorithms_enabled()}
+        self.before = {
+            "threads": torch.get_num_threads(),
+            "generator": torch.get_rng_state(),
+            "dtype": torch.get_default_dtype(),
+            "device": torch.get_default_device(),
+            "grad": torch.is_grad_enabled(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        }
         torch.set_num_threads(self.threads)
         if torch.accelerator.is_available():
             torch.manual_seed(self.seed)
         else:  # the same, without the seconds in which torch.manual_seed imports the compiler
             torch.default_generator.manual_seed(self.seed)
 
-    def find_spec(self, name: str, path: Sequence[str] | None,
-                  target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if name != "torch":
             return None
         sys.meta_path.remove(self)
@@ -125,8 +132,9 @@ class PeakMemory:
             self.start, self.mark = _high_water(), ""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.device.startswith("cuda"):
             import torch
 

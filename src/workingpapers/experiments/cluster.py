@@ -21,9 +21,9 @@ from workingpapers.experiments.execution import (
     paced,
     steps,
 )
+from workingpapers.experiments.pools import OnPoint
 from workingpapers.experiments.serving import STARTED
 from workingpapers.experiments.shipping import ship, unpacked
-from workingpapers.experiments.workers import OnPoint
 
 RESUBMISSIONS = 3  # how often a run whose node or process was lost is begun anew
 _LOOK_EVERY = 5.0
@@ -47,8 +47,14 @@ class RayPool:
     the pool.  Every node needs this package; the user's own modules are sent along.
     """
 
-    def __init__(self, experiment: Experiment, on_point: OnPoint, address: str | None = None,
-                 workers: int | None = None, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        on_point: OnPoint,
+        address: str | None = None,
+        workers: int | None = None,
+        timeout: float | None = None,
+    ) -> None:
         self._experiment, self._on_point = experiment, on_point
         self._workers, self._timeout = workers, timeout
         self._tasks: dict[Any, _Task] = {}
@@ -61,8 +67,9 @@ class RayPool:
                 _connect(self._ray, address)
                 _print_messages(self._ray, False)
             gpus = 1 if experiment.device.startswith("cuda") else 0
-            self._run = self._ray.remote(num_cpus=experiment.threads, num_gpus=gpus, max_retries=0,
-                                         num_returns="streaming")(_task)
+            self._run = self._ray.remote(
+                num_cpus=experiment.threads, num_gpus=gpus, max_retries=0, num_returns="streaming"
+            )(_task)
             self._payload = self._ray.put(payload)
 
     @property
@@ -110,8 +117,9 @@ class RayPool:
 
     def _begin(self, task: _Task) -> None:
         with _quiet():
-            task.stream = self._run.remote(self._payload, task.cell, self._experiment.threads,
-                                           self._experiment.device)
+            task.stream = self._run.remote(
+                self._payload, task.cell, self._experiment.threads, self._experiment.device
+            )
         task.begun = None
         self._tasks[task.stream] = task
 
@@ -122,8 +130,10 @@ class RayPool:
             step: Point | Outcome | str = self._ray.get(next(task.stream))
         except errors.RayTaskError as error:  # not the user's function, whose errors are outcomes
             reason = str(error).strip().splitlines()[-1]
-            return self._end(task, Outcome(FAILED, error=f"the run could not begin on its node: {reason}",
-                                           traceback=str(error)))
+            return self._end(
+                task,
+                Outcome(FAILED, error=f"the run could not begin on its node: {reason}", traceback=str(error)),
+            )
         except (errors.RayError, StopIteration) as error:
             return self._lost(task, error)
         if isinstance(step, Outcome):
@@ -141,18 +151,32 @@ class RayPool:
             self._begin(task)
             return None
         status = OUT_OF_MEMORY if isinstance(error, self._ray.exceptions.OutOfMemoryError) else KILLED
-        return task.cell, Outcome(status, machine=machine(), traceback=str(error),
-                                  error=f"the run's process was lost {RESUBMISSIONS + 1} times "
-                                        f"({type(error).__name__})")
+        return task.cell, Outcome(
+            status,
+            machine=machine(),
+            traceback=str(error),
+            error=f"the run's process was lost {RESUBMISSIONS + 1} times ({type(error).__name__})",
+        )
 
     def _overdue(self) -> list[tuple[Cell, Outcome]]:
         now = time.monotonic()
-        late = [t for t in self._tasks.values() if (deadline := self._deadline(t)) is not None and deadline <= now]
+        late = [
+            t for t in self._tasks.values() if (deadline := self._deadline(t)) is not None and deadline <= now
+        ]
         for task in late:
             self._ray.cancel(task.stream, force=True)
-        return [self._end(task, Outcome(
-            TIMED_OUT, seconds=now - (task.begun or now), machine=machine(),
-            error=f"stopped after {self._timeout:g} s, the limit that timeout= sets for a run")) for task in late]
+        return [
+            self._end(
+                task,
+                Outcome(
+                    TIMED_OUT,
+                    seconds=now - (task.begun or now),
+                    machine=machine(),
+                    error=f"stopped after {self._timeout:g} s, the limit that timeout= sets for a run",
+                ),
+            )
+            for task in late
+        ]
 
     def _deadline(self, task: _Task) -> float | None:
         return None if self._timeout is None or task.begun is None else task.begun + self._timeout
@@ -172,8 +196,9 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise WorkingPapersError("on='ray' needs Ray, which is not installed here: "
-                                 "`pip install 'workingpapers[ray]'` brings it") from None
+        raise WorkingPapersError(
+            "on='ray' needs Ray, which is not installed here: `pip install 'workingpapers[ray]'` brings it"
+        ) from None
     return ray
 
 
@@ -184,7 +209,9 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = f"the Ray cluster at {address!r} cannot be reached" if address else "Ray cannot be started here"
+        where = (
+            f"the Ray cluster at {address!r} cannot be reached" if address else "Ray cannot be started here"
+        )
         raise WorkingPapersError(f"{where}: {reason}") from None
 
 

@@ -61,10 +61,19 @@ def saying(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-            said = (f"cannot write to the store {path} ({error}), its disk may be full; "
-                    "the runs stored before are kept")
-        elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
-            said = f"cannot write to the store {path} or its folder ({error}); give another store with --store"
+            said = (
+                f"cannot write to the store {path} ({error}), its disk may be full; "
+                "the runs stored before are kept"
+            )
+        elif code in (
+            sqlite3.SQLITE_READONLY,
+            sqlite3.SQLITE_CANTOPEN,
+            sqlite3.SQLITE_PERM,
+            sqlite3.SQLITE_AUTH,
+        ):
+            said = (
+                f"cannot write to the store {path} or its folder ({error}); give another store with --store"
+            )
         elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             said = f"the store {path} was kept locked by another process for {BUSY_SECONDS:.0f} s; try again"
         else:
@@ -98,8 +107,10 @@ def _recognise(path: Path) -> None:
         raise WorkingPapersError(f"{path} is a database of another program; {_OTHER}")
     version = int.from_bytes(head[60:64], "big")
     if version > SCHEMA_VERSION:
-        raise WorkingPapersError(f"the store {path} was written by a newer version of Working Papers (schema "
-                                 f"{version}, known here: {SCHEMA_VERSION}); upgrade, or give another with --store")
+        raise WorkingPapersError(
+            f"the store {path} was written by a newer version of Working Papers (schema "
+            f"{version}, known here: {SCHEMA_VERSION}); upgrade, or give another with --store"
+        )
 
 
 def _prepare(database: sqlite3.Connection) -> None:

@@ -11,10 +11,13 @@ from workingpapers.errors import WorkingPapersError, unknown
 from workingpapers.experiments.cells import Cell, Experiment, Key
 from workingpapers.experiments.execution import FINAL, Outcome, Point
 from workingpapers.experiments.leases import BEAT_EVERY, new_owner
+from workingpapers.experiments.pools import InlinePool, OnPoint, Pool, default_workers
 from workingpapers.experiments.store import RUNNING, Run, Store
-from workingpapers.experiments.workers import InlinePool, LocalPool, OnPoint, Pool, default_workers
+from workingpapers.experiments.workers import LocalPool
 
-_LOOK_EVERY = 0.25  # seconds between looks at cells that another session is running, when there is nothing to do
+_LOOK_EVERY = (
+    0.25  # seconds between looks at cells that another session is running, when there is nothing to do
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,15 @@ class Event:
 Progress = Callable[[Event], None]
 
 
-def run_experiment(experiment: Experiment, *, store: Store, workers: int | None = None, on: str = "local",
-                   timeout: float | None = None, progress: Progress | None = None) -> list[Run]:
+def run_experiment(
+    experiment: Experiment,
+    *,
+    store: Store,
+    workers: int | None = None,
+    on: str = "local",
+    timeout: float | None = None,
+    progress: Progress | None = None,
+) -> list[Run]:
     """Run the cells of `experiment` that `store` has no result for, and return all, in the order of the cells.
 
     Done and diverged runs are never run again; the others are, once in every session.  The seeds go one
@@ -110,7 +120,9 @@ class _Session:
 
         def beat() -> None:
             while not over.wait(BEAT_EVERY):
-                with contextlib.suppress(WorkingPapersError):  # the next result's write meets it too and says so
+                with contextlib.suppress(
+                    WorkingPapersError
+                ):  # the next result's write meets it too and says so
                     self.store.beat(self.owner)
 
         heart = threading.Thread(target=beat, name="workingpapers-heart", daemon=True)
@@ -151,23 +163,27 @@ class _Session:
         self.found[cell.key] = run
         self._tell("finished", cell, run=run, fresh=fresh)
 
-    def _tell(self, kind: str, cell: Cell, *, point: Point | None = None, run: Run | None = None,
-              fresh: bool = True) -> None:
+    def _tell(
+        self, kind: str, cell: Cell, *, point: Point | None = None, run: Run | None = None, fresh: bool = True
+    ) -> None:
         if self.progress:
             self.progress(Event(kind, cell, len(self.found), len(self.cells), point, run, fresh))
 
 
 def _check(workers: int | None, timeout: float | None) -> None:
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
-        raise WorkingPapersError(f"workers= takes a whole number from 0 (0: in this process); got {workers!r}")
+        raise WorkingPapersError(
+            f"workers= takes a whole number from 0 (0: in this process); got {workers!r}"
+        )
     if timeout is not None and (not isinstance(timeout, int | float) or not timeout > 0):
         raise WorkingPapersError(f"timeout= takes seconds above 0; got {timeout!r}")
     if timeout is not None and workers == 0:
         raise WorkingPapersError("timeout= needs worker processes, which can be stopped; workers=0 has none")
 
 
-def _pool(experiment: Experiment, workers: int | None, on: str, timeout: float | None, cells: int,
-          on_point: OnPoint) -> Pool:
+def _pool(
+    experiment: Experiment, workers: int | None, on: str, timeout: float | None, cells: int, on_point: OnPoint
+) -> Pool:
     if on == "local" and workers == 0:
         return InlinePool(experiment, on_point)
     if on == "local":

@@ -56,8 +56,14 @@ class _WrongResult(Exception):
     """What a run returned is none of what was expected."""
 
 
-def execute(run: Callable[..., Any], cell: Cell, on_point: Callable[[Point], None] | None = None, *,
-            threads: int = 1, device: str = "cpu") -> Outcome:
+def execute(
+    run: Callable[..., Any],
+    cell: Cell,
+    on_point: Callable[[Point], None] | None = None,
+    *,
+    threads: int = 1,
+    device: str = "cpu",
+) -> Outcome:
     """Make the run of `cell` in this process and return its outcome; `on_point` sees the curve as it grows.
 
     Python's, numpy's and torch's generators are seeded by the cell's seed alone, so all variants of a seed
@@ -73,8 +79,9 @@ def execute(run: Callable[..., Any], cell: Cell, on_point: Callable[[Point], Non
     return outcome
 
 
-def steps(run: Callable[..., Any], cell: Cell, *, threads: int = 1,
-          device: str = "cpu") -> Iterator[Point | Outcome]:
+def steps(
+    run: Callable[..., Any], cell: Cell, *, threads: int = 1, device: str = "cpu"
+) -> Iterator[Point | Outcome]:
     """Make the run of `cell` and yield the points of its curve, then its outcome."""
     curve: list[Point] = []
     result: Point | None = None
@@ -109,8 +116,11 @@ def paced(stream: Iterator[Point | Outcome], every: float = 0.1) -> Iterator[Poi
 
 
 def _is_curve(returned: Any) -> bool:
-    return isinstance(returned, Iterable) and not isinstance(returned, Mapping | str | bytes) \
-        and getattr(returned, "ndim", None) != 0  # a tensor without dimensions says it is iterable
+    return (
+        isinstance(returned, Iterable)
+        and not isinstance(returned, Mapping | str | bytes)
+        and getattr(returned, "ndim", None) != 0
+    )  # a tensor without dimensions says it is iterable
 
 
 def _result(returned: Any, curve: list[Point]) -> Point:
@@ -168,9 +178,13 @@ def _ending(error: BaseException) -> dict[str, Any]:
     sentence = f"{type(error).__name__}: {first}" if first else type(error).__name__
     if isinstance(error, WorkingPapersError):
         sentence = first
-    return {"status": status, "error": sentence if len(sentence) <= 300 else sentence[:297] + "...",
-            "traceback": _storable("".join(
-                traceback.format_exception(type(error), error, _own_frames(error.__traceback__))))}
+    return {
+        "status": status,
+        "error": sentence if len(sentence) <= 300 else sentence[:297] + "...",
+        "traceback": _storable(
+            "".join(traceback.format_exception(type(error), error, _own_frames(error.__traceback__)))
+        ),
+    }
 
 
 def _storable(text: str) -> str:

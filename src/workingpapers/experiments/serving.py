@@ -19,19 +19,34 @@ from workingpapers.experiments.shipping import unpacked
 STARTED = "started"
 KEPT_OUTPUT = 4096  # bytes of a run's output that are kept
 _MOST_OUTPUT = 2**20  # bytes at which the file is cut back while a run goes on
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-                     "NUMEXPR_NUM_THREADS")
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 
 
-def serve(work: Connection, lifeline: Connection, output: str, payload: bytes, threads: int, device: str,
-          environment: dict[str, str], start_method: str) -> None:
+def serve(
+    work: Connection,
+    lifeline: Connection,
+    output: str,
+    payload: bytes,
+    threads: int,
+    device: str,
+    environment: dict[str, str],
+    start_method: str,
+) -> None:
     """Make the runs that come in by `work`, and send back 'started', points, and an outcome for each.
 
     What runs print goes to the file `output`; `environment` is set before anything heavy is imported.
     `start_method` is how the run's own processes are to begin (those of a DataLoader), as in the driver.
     """
     _leave_the_terminal()
-    multiprocessing.set_start_method(start_method, force=True)  # it is 'spawn', the way this process came about
+    multiprocessing.set_start_method(
+        start_method, force=True
+    )  # it is 'spawn', the way this process came about
     os.environ.update(environment, **dict.fromkeys(_THREAD_VARIABLES, str(threads)))
     printed = _Output(output)
     threading.Thread(target=_end_with_driver, args=(lifeline, printed), daemon=True).start()

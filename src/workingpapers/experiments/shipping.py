@@ -31,8 +31,10 @@ def ship(run: Callable[..., Any], far: bool = False) -> bytes:
             return bytes(cloudpickle.dumps(run))
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError, ValueError) as error:
             name = getattr(run, "__qualname__", type(run).__name__)
-            raise WorkingPapersError(f"the function {name!r} cannot be sent to worker processes ({error}); make "
-                                     "such objects inside it, or run in this process with workers=0") from None
+            raise WorkingPapersError(
+                f"the function {name!r} cannot be sent to worker processes ({error}); make "
+                "such objects inside it, or run in this process with workers=0"
+            ) from None
 
 
 def unpacked(payload: bytes) -> Callable[..., Any]:
@@ -57,7 +59,12 @@ def _unfindable(far: bool) -> list[ModuleType]:
     found = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if "." in name or name in ("__main__", "__mp_main__") or not isinstance(file, str) or file.endswith(".so"):
+        if (
+            "." in name
+            or name in ("__main__", "__mp_main__")
+            or not isinstance(file, str)
+            or file.endswith(".so")
+        ):
             continue
         path = Path(file)
         home = path.parent.parent if path.name == "__init__.py" else path.parent
@@ -71,8 +78,11 @@ def _unfindable(far: bool) -> list[ModuleType]:
 def _known_to_finders(name: str) -> bool:
     """Tell whether an import of `name` would succeed; what is in `sys.modules` already does not count."""
     with contextlib.suppress(ImportError, ValueError, AttributeError):
-        return any(finder.find_spec(name, None) for finder in sys.meta_path
-                   if finder is not importlib.machinery.BuiltinImporter)
+        return any(
+            finder.find_spec(name, None)
+            for finder in sys.meta_path
+            if finder is not importlib.machinery.BuiltinImporter
+        )
     return False
 
 
@@ -80,8 +90,11 @@ def _known_to_finders(name: str) -> bool:
 def _by_value(modules: list[ModuleType]) -> Iterator[None]:
     import cloudpickle
 
-    marked = [m for m in modules if m.__name__ in sys.modules
-              and m.__name__ not in cloudpickle.list_registry_pickle_by_value()]
+    marked = [
+        m
+        for m in modules
+        if m.__name__ in sys.modules and m.__name__ not in cloudpickle.list_registry_pickle_by_value()
+    ]
     for module in marked:
         cloudpickle.register_pickle_by_value(module)
     try:

@@ -61,7 +61,10 @@ class Sample:
         error = self.below if self.estimate > 0 else self.above
         if self.estimate == 0 or self.freedom <= 0:
             return 1.0
-        return float(2 * stdtr(self.freedom, -abs(self.estimate) / error)) if error else 0.0
+        if error:
+            return float(2 * stdtr(self.freedom, -abs(self.estimate) / error))
+        # Equal differences have no spread to judge by; of two or three, coarse metrics give them by chance.
+        return 0.0 if self.freedom >= MIN_BOOTSTRAP - 1 else 0.5**self.freedom
 
 
 def paired_sample(differences: Sequence[float]) -> Sample:
@@ -226,6 +229,8 @@ class _Test:
             sample.interval(1 - level) if sample else Interval(math.nan, -math.inf, math.inf, 1 - level)
         )
         word = Difference.NONE
+        if p is not None and p > level and interval.excludes(0.0):
+            interval = Interval(interval.estimate, -math.inf, math.inf, 1 - level)
         if p is not None and p <= level:
             if sum(self.lost) and (sample is None or self.sign_p <= sample.p_value()):
                 word = Difference.WORSE if self.lost[0] > self.lost[1] else Difference.BETTER

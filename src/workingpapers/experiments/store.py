@@ -28,10 +28,29 @@ from workingpapers.experiments.leases import STALE_AFTER, gone
 RUNNING = "running"
 _LARGE = 1000  # characters from which a curve is stored compressed
 
-_COLUMNS = ("experiment", "name", "code", "variant", "seed", "status", "metrics", "seconds", "peak_memory",
-            "machine", "version", "started", "finished", "error", "traceback", "output", "curve")
-_SELECT = (f"SELECT {', '.join('runs.' + c if c not in ('name', 'code') else c for c in _COLUMNS)} "
-           "FROM runs JOIN experiments ON experiments.key = runs.experiment")
+_COLUMNS = (
+    "experiment",
+    "name",
+    "code",
+    "variant",
+    "seed",
+    "status",
+    "metrics",
+    "seconds",
+    "peak_memory",
+    "machine",
+    "version",
+    "started",
+    "finished",
+    "error",
+    "traceback",
+    "output",
+    "curve",
+)
+_SELECT = (
+    f"SELECT {', '.join('runs.' + c if c not in ('name', 'code') else c for c in _COLUMNS)} "
+    "FROM runs JOIN experiments ON experiments.key = runs.experiment"
+)
 _CELL = "experiment = ? AND variant = ? AND seed = ?"
 
 
@@ -94,8 +113,9 @@ class Store:
     def __enter__(self) -> "Store":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -110,35 +130,55 @@ class Store:
         or the session that was running it is gone: its process ended, or its heart has not beaten for 60 s.
         """
         with self._writing() as database:
-            database.execute("INSERT OR IGNORE INTO experiments VALUES (?, ?, ?, ?, ?)", (
-                experiment.key, experiment.name, experiment.code, canonical(experiment.spec), time.time()))
-            row = database.execute(f"SELECT status, owner, heartbeat, finished FROM runs WHERE {_CELL}",
-                                   (experiment.key, *cell.key)).fetchone()
+            database.execute(
+                "INSERT OR IGNORE INTO experiments VALUES (?, ?, ?, ?, ?)",
+                (experiment.key, experiment.name, experiment.code, canonical(experiment.spec), time.time()),
+            )
+            row = database.execute(
+                f"SELECT status, owner, heartbeat, finished FROM runs WHERE {_CELL}",
+                (experiment.key, *cell.key),
+            ).fetchone()
             if row and not _claimable(row, since):
                 return False
             now = time.time()
-            database.execute("INSERT OR REPLACE INTO runs (experiment, variant, seed, status, owner, heartbeat, "
-                             "started, version) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                             (experiment.key, *cell.key, RUNNING, owner, now, now, workingpapers.__version__))
+            database.execute(
+                "INSERT OR REPLACE INTO runs (experiment, variant, seed, status, owner, heartbeat, "
+                "started, version) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (experiment.key, *cell.key, RUNNING, owner, now, now, workingpapers.__version__),
+            )
             return True
 
     def beat(self, owner: str) -> None:
         """Say that the session `owner` still lives."""
         with self._writing() as database:
-            database.execute("UPDATE runs SET heartbeat = ? WHERE owner = ? AND status = 'running'",
-                             (time.time(), owner))
+            database.execute(
+                "UPDATE runs SET heartbeat = ? WHERE owner = ? AND status = 'running'", (time.time(), owner)
+            )
 
     def finish(self, experiment: Experiment, cell: Cell, owner: str, outcome: Outcome) -> bool:
         """Store the outcome of a claimed cell; False if the claim had been lost to another session meanwhile."""
-        values = (outcome.status, time.time(), outcome.seconds, outcome.peak_memory, outcome.machine, outcome.error,
-                  None if outcome.metrics is None else json.dumps(outcome.metrics), outcome.traceback,
-                  outcome.output, _packed(outcome.curve))
+        values = (
+            outcome.status,
+            time.time(),
+            outcome.seconds,
+            outcome.peak_memory,
+            outcome.machine,
+            outcome.error,
+            None if outcome.metrics is None else json.dumps(outcome.metrics),
+            outcome.traceback,
+            outcome.output,
+            _packed(outcome.curve),
+        )
         with self._writing() as database:
-            return database.execute(
-                "UPDATE runs SET status = ?, finished = ?, seconds = ?, peak_memory = ?, machine = ?, error = ?, "
-                f"metrics = ?, traceback = ?, output = ?, curve = ? WHERE {_CELL} "
-                "AND owner = ? AND status = 'running'",
-                (*values, experiment.key, *cell.key, owner)).rowcount == 1
+            return (
+                database.execute(
+                    "UPDATE runs SET status = ?, finished = ?, seconds = ?, peak_memory = ?, machine = ?, "
+                    f"error = ?, metrics = ?, traceback = ?, output = ?, curve = ? WHERE {_CELL} "
+                    "AND owner = ? AND status = 'running'",
+                    (*values, experiment.key, *cell.key, owner),
+                ).rowcount
+                == 1
+            )
 
     def release(self, owner: str) -> None:
         """Give up all cells that `owner` claimed and did not finish, so that others may run them at once."""
@@ -154,7 +194,9 @@ class Store:
         """Return the stored runs, oldest first: of an experiment (or its key), of all of one name, or all."""
         conditions: dict[str, str] = {}
         if experiment is not None:
-            conditions["runs.experiment"] = experiment.key if isinstance(experiment, Experiment) else experiment
+            conditions["runs.experiment"] = (
+                experiment.key if isinstance(experiment, Experiment) else experiment
+            )
         if name is not None:
             conditions["experiments.name"] = name
         where = "WHERE " + " AND ".join(f"{column} = ?" for column in conditions) if conditions else ""
@@ -196,5 +238,10 @@ def _packed(curve: list[Point]) -> str | bytes | None:
 def _run(row: tuple[Any, ...]) -> Run:
     values = dict(zip(_COLUMNS, row, strict=True))
     variant, metrics, curve = values.pop("variant"), values.pop("metrics"), values.pop("curve")
-    return Run(**values, variant=json.loads(variant), metrics=json.loads(metrics) if metrics else None,
-               key=(variant, values["seed"]), packed_curve=curve)
+    return Run(
+        **values,
+        variant=json.loads(variant),
+        metrics=json.loads(metrics) if metrics else None,
+        key=(variant, values["seed"]),
+        packed_curve=curve,
+    )

@@ -18,8 +18,16 @@ from pathlib import Path
 from typing import Any
 
 _PLAIN = (int, float, complex, str, bytes, type(None), type(...))
-_CLASS_NOISE = {"__doc__", "__module__", "__dict__", "__weakref__", "__firstlineno__", "__static_attributes__",
-                "__abstractmethods__", "_abc_impl"}
+_CLASS_NOISE = {
+    "__doc__",
+    "__module__",
+    "__dict__",
+    "__weakref__",
+    "__firstlineno__",
+    "__static_attributes__",
+    "__abstractmethods__",
+    "_abc_impl",
+}
 _TAKES_ARGUMENTS_OR_YIELDS = 0x04 | 0x08 | 0x20  # the flags of a code object that change what it does
 
 
@@ -52,9 +60,13 @@ class _Reader:
         if id(value) in self._seen:  # functions may name each other
             return ("again", self._seen[id(value)][0])
         self._seen[id(value)] = (len(self._seen), value)
-        for kinds, reader in ((functools.partial, self._partial), (types.MethodType, self._method),
-                              (types.FunctionType, self._function), (types.ModuleType, self._module),
-                              (type, self._class)):
+        for kinds, reader in (
+            (functools.partial, self._partial),
+            (types.MethodType, self._method),
+            (types.FunctionType, self._function),
+            (types.ModuleType, self._module),
+            (type, self._class),
+        ):
             if isinstance(value, kinds):
                 return reader(value, told)
         if isinstance(value, types.CodeType):
@@ -80,7 +92,9 @@ class _Reader:
             if tree := _tree(path):
                 return ("file", *name, tree, closed)
         scope = function.__globals__
-        named = [(name, self.read(scope[name])) for name in sorted(_names(function.__code__)) if name in scope]
+        named = [
+            (name, self.read(scope[name])) for name in sorted(_names(function.__code__)) if name in scope
+        ]
         defaults = self.read((function.__defaults__, function.__kwdefaults__))
         return ("code", self._bytecode(function.__code__), closed, defaults, named)
 
@@ -98,7 +112,7 @@ class _Reader:
         Positions in the table of constants would not do: they move when a docstring comes or goes.
         """
         steps = [(step.opname, self.read(step.argval)) for step in dis.get_instructions(code)]
-        arguments = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
+        arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         return (arguments, code.co_flags & _TAKES_ARGUMENTS_OR_YIELDS, steps, code.co_exceptiontable)
 
     def _data(self, value: Any, told: bool) -> Any:
@@ -115,7 +129,10 @@ class _Reader:
             value = value.detach().cpu().numpy()
         if hasattr(value, "tobytes") and hasattr(value, "dtype"):
             return ("array", str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest())
-        name = (getattr(value, "__module__", ""), getattr(value, "__qualname__", getattr(value, "__name__", "")))
+        name = (
+            getattr(value, "__module__", ""),
+            getattr(value, "__qualname__", getattr(value, "__name__", "")),
+        )
         kind = type(value)
         home = getattr(sys.modules.get(kind.__module__), "__file__", None) or "<frozen"
         state = getattr(value, "__dict__", None) if told or not is_library(home) else None
@@ -166,7 +183,10 @@ def _tree(path: str) -> str | None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) \
-                    and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

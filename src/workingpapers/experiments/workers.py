@@ -1,4 +1,4 @@
-"""Pools that make runs on this machine: in processes of their own, or in this one."""
+"""The pool that makes runs in worker processes of this machine."""
 
 import contextlib
 import multiprocessing
@@ -8,73 +8,28 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from workingpapers.experiments.cells import Cell, Experiment
-from workingpapers.experiments.execution import KILLED, TIMED_OUT, Outcome, Point, execute, machine
+from workingpapers.experiments.execution import KILLED, TIMED_OUT, Outcome, machine
+from workingpapers.experiments.pools import OnPoint, visible_gpus
 from workingpapers.experiments.serving import STARTED, serve, tail
 from workingpapers.experiments.shipping import ship
 
-OnPoint = Callable[[Cell, Point], None]
 _LOOK_EVERY = 5.0  # seconds after which a silent worker is looked at: its children may hold its pipe open
 _starting = threading.Lock()
-
-
-class Pool(Protocol):
-    """What makes runs: `submit` while `free`, `wait` for outcomes, `close` at the end (which ends runs at once)."""
-
-    @property
-    def free(self) -> int:
-        """How many more cells can be submitted now."""
-
-    def submit(self, cell: Cell) -> None:
-        """Begin the run of `cell`."""
-
-    def wait(self, timeout: float | None = None) -> list[tuple[Cell, Outcome]]:
-        """Return the runs that ended; none of them only after `timeout` seconds."""
-
-    def close(self) -> None:
-        """End all runs and give up the pool."""
-
-
-class InlinePool:
-    """Makes runs in this process, one after the other: for debugging, where prints and breakpoints count."""
-
-    def __init__(self, experiment: Experiment, on_point: OnPoint) -> None:
-        self._experiment, self._on_point = experiment, on_point
-        self._next: Cell | None = None
-
-    @property
-    def free(self) -> int:
-        """One while no run is asked for."""
-        return 0 if self._next else 1
-
-    def submit(self, cell: Cell) -> None:
-        """Keep `cell` for the next `wait`."""
-        self._next = cell
-
-    def wait(self, timeout: float | None = None) -> list[tuple[Cell, Outcome]]:
-        """Make the run that was submitted; without one, sleep for `timeout` seconds."""
-        if self._next is None:
-            time.sleep(timeout or 0.0)
-            return []
-        cell, self._next = self._next, None
-        return [(cell, execute(self._experiment.run, cell, lambda point: self._on_point(cell, point),
-                               threads=self._experiment.threads, device=self._experiment.device))]
-
-    def close(self) -> None:
-        """Do nothing: no run outlives `wait`."""
 
 
 class LocalPool:
     """Makes runs in `workers` processes that stay from run to run; one that dies takes only its own run along."""
 
-    def __init__(self, experiment: Experiment, on_point: OnPoint, workers: int,
-                 timeout: float | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, on_point: OnPoint, workers: int, timeout: float | None = None
+    ) -> None:
         self._experiment, self._on_point = experiment, on_point
         self._size, self._timeout = workers, timeout
         self._payload = ship(experiment.run)
@@ -106,7 +61,9 @@ class LocalPool:
                 time.sleep(max(0.0, pause) if limit else 0.0)
                 return []
             ready = set(wait([x for w in busy for x in (w.work, w.process.sentinel)], max(0.0, pause)))
-            ended = [end for w in busy if (end := self._look_at(w, bool(ready & {w.work, w.process.sentinel})))]
+            ended = [
+                end for w in busy if (end := self._look_at(w, bool(ready & {w.work, w.process.sentinel})))
+            ]
             if ended or (limit is not None and time.monotonic() >= limit):
                 return ended
 
@@ -156,8 +113,13 @@ class LocalPool:
         if worker.deadline is not None and time.monotonic() >= worker.deadline:
             worker.kill()
             self._bury(worker)
-            return cell, Outcome(TIMED_OUT, seconds=worker.seconds, machine=machine(), output=worker.printed,
-                                 error=f"stopped after {self._timeout:g} s, the limit that timeout= sets for a run")
+            return cell, Outcome(
+                TIMED_OUT,
+                seconds=worker.seconds,
+                machine=machine(),
+                output=worker.printed,
+                error=f"stopped after {self._timeout:g} s, the limit that timeout= sets for a run",
+            )
         return None
 
     def _lost(self, worker: "_Worker", cell: Cell) -> tuple[Cell, Outcome] | None:
@@ -166,8 +128,13 @@ class LocalPool:
         if worker.served and worker.begun is None:  # it died between two runs, so this one is not to blame
             self._start().give(cell)
             return None
-        return cell, Outcome(KILLED, seconds=seconds, machine=machine(), output=worker.printed,
-                             error=cause_of_death(worker.exitcode))
+        return cell, Outcome(
+            KILLED,
+            seconds=seconds,
+            machine=machine(),
+            output=worker.printed,
+            error=cause_of_death(worker.exitcode),
+        )
 
     def _bury(self, worker: "_Worker") -> None:
         worker.bury()
@@ -177,7 +144,9 @@ class LocalPool:
 class _Worker:
     """The driver's side of a worker process."""
 
-    def __init__(self, experiment: Experiment, payload: bytes, output: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, experiment: Experiment, payload: bytes, output: str, environment: dict[str, str]
+    ) -> None:
         self.cell: Cell | None = None
         self.deadline: float | None = None
         self.begun: float | None = None
@@ -188,9 +157,21 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.work, work = context.Pipe()
         lifeline, self._lifeline = context.Pipe(duplex=False)
-        self.process = context.Process(target=serve, name="workingpapers-worker", args=(
-            work, lifeline, output, payload, experiment.threads, experiment.device, environment,
-            multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]))
+        self.process = context.Process(
+            target=serve,
+            name="workingpapers-worker",
+            args=(
+                work,
+                lifeline,
+                output,
+                payload,
+                experiment.threads,
+                experiment.device,
+                environment,
+                multiprocessing.get_start_method(allow_none=True)
+                or multiprocessing.get_all_start_methods()[0],
+            ),
+        )
         with _starting, _another_main(), _fixed_hashes(), _interrupts_held():
             self.process.start()
         work.close()  # the worker's ends: only while it lives may they be open, or its death would not show
@@ -229,23 +210,6 @@ class _Worker:
         self.process.close()
         self.work.close()
         self._lifeline.close()
-
-
-def default_workers(experiment: Experiment) -> int:
-    """Return how many runs go side by side unless told otherwise: by cores and threads, or one per GPU."""
-    if experiment.device.startswith("cuda"):
-        return max(1, len(visible_gpus())) if experiment.device == "cuda" else 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // experiment.threads)
-
-
-def visible_gpus() -> list[str]:
-    """Return the names by which CUDA_VISIBLE_DEVICES knows the GPUs of this process."""
-    if listed := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return listed.split(",")
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def cause_of_death(exitcode: int | None) -> str:
