@@ -151,6 +151,7 @@ def check(
         typer.Option(help="Other seeds, such as 1000-1004, to calibrate a rule; never recorded."),
     ] = None,
     claims_only: Annotated[bool, typer.Option("--claims-only", help="Leave the contracts out.")] = False,
+    contract_only: Annotated[bool, typer.Option("--contract-only", help="Leave the claims out.")] = False,
     record: Annotated[
         bool, typer.Option("--record", help="Write contracts and verdicts into the ledger.")
     ] = False,
@@ -176,6 +177,7 @@ def check(
             budget=budget,
             seeds=parse_seeds(seeds),
             contract=not claims_only,
+            claims=not contract_only,
             record=record,
             store=store,
             workers=workers,

@@ -125,6 +125,9 @@ def test_choosing_papers_and_claims(quiet: Path, add_paper) -> None:
     assert chosen(["quiet"]) == chosen([], ["activations"]) == chosen([], all=True) == ["quiet"]
     (only,) = check_many(["quiet:halves"], contract=False, workers=0, store=Store())
     assert [v.claim for v in only.verdicts] == ["halves"]
+    (bare,) = check_many(["quiet"], claims=False)
+    assert bare.verdicts == []
+    assert list(bare.contracts) == ["quiet"]
     for call, sentence in [
         (lambda: chosen([]), "no paper was named"),
         (lambda: chosen(["quite"]), "no paper is named 'quite'; the nearest name is 'quiet'"),

@@ -80,12 +80,12 @@ def _plain(content: Any) -> Any:
 
 
 def chosen_claims(id: str, names: Sequence[str] | None = None) -> list[Claim]:
-    """Return the claims of the paper `id`, or those among them that are named."""
+    """Return the claims of the paper `id`, or those among them that are in `names`."""
     known = claims(id)
     for name in names or ():
         if name not in known:
             raise unknown(f"claim of {id!r}", name, known)
-    return [c for c in known.values() if not names or c.name in names]
+    return [c for c in known.values() if names is None or c.name in names]
 
 
 def check_claims(

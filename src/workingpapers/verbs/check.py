@@ -75,7 +75,7 @@ def check(
 ) -> Checked:
     """Check the contract of every component of the paper `id`, then measure its claims.
 
-    `budget` is 'quick' (minutes on two cores) or 'full'; `names` picks claims; `seeds` replaces the declared
+    `budget` is 'quick' (minutes on two cores) or 'full'; `names` picks claims (an empty list: none); `seeds` replaces the declared
     seeds for calibration.  Runs that the store holds already are not repeated.
     """
     named_budget(budget)
@@ -122,11 +122,12 @@ def check_many(
     families: Sequence[str] = (),
     all: bool = False,
     record: bool = False,
+    claims: bool = True,
     **options: Any,
 ) -> Iterator[Checked]:
     """Check the papers meant by `words` (ids, or paper:claim), families or all; yield each as it is done.
 
-    With `record`, each goes into the ledger before it is yielded.
+    With `record`, each goes into the ledger before it is yielded; without `claims`, contracts alone are checked.
     """
     if options.get("seeds") is not None and record:
         raise WorkingPapersError("--seeds is for calibrating a rule; its verdicts cannot be recorded")
@@ -137,7 +138,8 @@ def check_many(
     opened = options.pop("store", None)
     options["store"] = opened if isinstance(opened, Store) else Store(opened)
     for id in chosen(list(claims_of), families, all):
-        checked = check(id, names=claims_of.get(id) or None, **options)
+        names = claims_of.get(id) or None
+        checked = check(id, names=names if claims else [], **options)
         if record:
             write_ledger(checked)
         yield checked
