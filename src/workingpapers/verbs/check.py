@@ -75,8 +75,8 @@ def check(
 ) -> Checked:
     """Check the contract of every component of the paper `id`, then measure its claims.
 
-    `budget` is 'quick' (minutes on two cores) or 'full'; `names` picks claims (an empty list: none); `seeds` replaces the declared
-    seeds for calibration.  Runs that the store holds already are not repeated.
+    `budget` is 'quick' (minutes on two cores) or 'full'; `names` picks claims (an empty list: none); `seeds`
+    replaces the declared seeds for calibration.  Runs that the store holds already are not repeated.
     """
     named_budget(budget)
     contracts = {name: check_contract(name) for name in load(id)} if contract else {}
