@@ -44,7 +44,7 @@ def test_parts_of_a_batch_give_the_step_of_the_whole() -> None:
     x, y = torch.randn(12, 3, generator=generator), torch.randn(12, 1, generator=generator)
     whole, parts = nn.Linear(3, 1), nn.Linear(3, 1)
     parts.load_state_dict(whole.state_dict())
-    optimizers = [torch.optim.Adam(whole.parameters(), 0.1), torch.optim.Adam(parts.parameters(), 0.1)]
+    optimizers = [torch.optim.SGD(m.parameters(), 0.1, momentum=0.9) for m in (whole, parts)]
     accumulated = Accumulated(optimizers[1], 3)
     for rate in (0.1, 0.01):
         for optimizer in (optimizers[0], accumulated):
