@@ -26,7 +26,9 @@ from workingpapers.experiments.leases import new_owner
 from workingpapers.experiments.store import RUNNING, Run, Store
 
 DRIVER = """
-import os, sys, time
+import os, signal, sys, time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children inherit that it is ignored
 from workingpapers.experiments.cells import Cell, Experiment, code_version
 from workingpapers.experiments.engine import run_experiment
 from workingpapers.experiments.store import Store
