@@ -141,7 +141,11 @@ def test_a_file_that_we_compressed_is_checked_by_what_is_inside(
 @pytest.mark.parametrize(
     "content",
     [gzip.compress(b"other"), gzip.compress(INSIDE)[:-9], b"no gzip"],
-    ids=["other", "cut short", "no gzip"],  # gzip writes the time of day: the bytes differ between two workers
+    ids=[
+        "other",
+        "cut short",
+        "no gzip",
+    ],  # gzip writes the time of day: the bytes differ between two workers
 )
 def test_damage_inside_a_compressed_file_is_noticed(offline: Path, content: bytes) -> None:
     (offline / "toy2").mkdir()

@@ -1,5 +1,6 @@
 """Surgery: finding and replacing parts of a user's own model."""
 
 from workingpapers.surgery.changes import changes, note_changes
+from workingpapers.surgery.replace import replace_modules
 
-__all__ = ["changes", "note_changes"]
+__all__ = ["changes", "note_changes", "replace_modules"]

@@ -1,15 +1,14 @@
 """Collecting what flows through the modules of a user's own model, by hooks that are gone afterwards."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from workingpapers.errors import WorkingPapersError, unknown
-
-Modules = type[nn.Module] | tuple[type[nn.Module], ...] | Sequence[str] | Callable[[str, nn.Module], bool]
+from workingpapers.surgery.choose import Modules, choose
 
 
 @torch.no_grad()
@@ -56,7 +55,7 @@ def collect(
             value.detach().clone() if keep is None else keep(module, value.detach())
         )
 
-    handles = [_hook(module, name, note, side) for name, module in _chosen(model, modules)]
+    handles = [_hook(module, name, note, side) for name, module in choose(model, modules)]
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -77,26 +76,3 @@ def _hook(module: nn.Module, name: str, note: Callable[[str, nn.Module, Any], No
     if side == "input":
         return module.register_forward_pre_hook(lambda m, args: note(name, m, args[0] if args else None))
     return module.register_forward_hook(lambda m, args, output: note(name, m, output))
-
-
-def _chosen(model: nn.Module, modules: Modules | None) -> list[tuple[str, nn.Module]]:
-    every = list(model.named_modules())
-    chooser: Any = modules
-    if chooser is None:
-        found = [(n, m) for n, m in every if not any(m.children())]
-    elif isinstance(chooser, type) or (
-        isinstance(chooser, tuple) and all(isinstance(m, type) for m in chooser)
-    ):
-        found = [(n, m) for n, m in every if isinstance(m, chooser)]
-    elif callable(chooser):
-        found = [(n, m) for n, m in every if chooser(n, m)]
-    else:
-        known = dict(every)
-        wanted = [chooser] if isinstance(chooser, str) else list(chooser)
-        for name in wanted:
-            if name not in known:
-                raise unknown("module of the model", name, known)
-        found = [(name, known[name]) for name in wanted]
-    if not found:
-        raise WorkingPapersError(f"{type(model).__name__} has no module of the chosen sort")
-    return found
