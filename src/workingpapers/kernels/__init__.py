@@ -1,5 +1,6 @@
 """Kernels: fast forms of what papers compute, each equal to a plain formula in torch operations."""
 
-from workingpapers.kernels.pointwise import pointwise
+from workingpapers.kernels.fusion import fusing
+from workingpapers.kernels.pointwise import per_channel, pointwise, rowwise
 
-__all__ = ["pointwise"]
+__all__ = ["fusing", "per_channel", "pointwise", "rowwise"]

@@ -28,13 +28,14 @@ Factory = Callable[[], nn.Module]
 
 @pointwise
 def mish(x: Tensor) -> Tensor:
-    """Return x * tanh(softplus(x)) with one exponential: tanh(log(1 + e)) = n / (n + 2) for n = e * (e + 2).
+    """Return x * tanh(softplus(x)) with one exponential, that of -|x|, so that the slope keeps its digits.
 
-    Beyond x = 20 the gate is 1 in every dtype.
+    tanh(log(1 + e)) = n / (n + 2) for n = e * (e + 2) and e = exp(x); for e = exp(-x) it is (1 + 2e) / (1 + 2e + 2e^2).
     """
-    e = torch.exp(x.clamp(max=20))
-    n = e * (e + 2)
-    return x * (n / (n + 2))
+    right = x > 0
+    e = torch.exp(torch.where(right, -x, x))
+    n = torch.where(right, 1 + 2 * e, e * (e + 2))
+    return x * (n / (n + torch.where(right, 2 * e * e, 2)))
 
 
 @pointwise
