@@ -18,10 +18,13 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from workingpapers.kernels.layout import Layout, layout
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-FUSED_FROM = {"cpu": 2**20, "cuda": 2**14}  # elements: below, compiling and its guards cost more than they save
+FUSED_FROM = {
+    "cpu": 2**20,
+    "cuda": 2**14,
+}  # elements: below, compiling and its guards cost more than they save
 MODES = ("auto", "always", "never")
 
-_mode: ContextVar[str] = ContextVar("fusing", default=os.environ.get("WORKINGPAPERS_FUSING", "auto"))
+_mode: ContextVar[str | None] = ContextVar("fusing", default=None)
 _broken: set[tuple["Formula", str]] = set()  # formulas that no kernel could be made of, with the device type
 
 
@@ -58,7 +61,7 @@ def fuses(formula: Formula, x: Tensor) -> bool:
     """Tell whether `formula` of `x` is to be fused: `x` is large, and no other machinery looks on."""
     if torch.compiler.is_compiling():
         return False
-    device, mode = x.device.type, _mode.get()
+    device, mode = x.device.type, _mode.get() or os.environ.get("WORKINGPAPERS_FUSING")
     if mode == "never" or device not in FUSED_FROM or (formula, device) in _broken:
         return False
     if x.numel() < (1 if mode == "always" else FUSED_FROM[device]):
@@ -173,7 +176,11 @@ def _failures() -> tuple[type[Exception], ...]:
     from torch._dynamo import exc as dynamo
     from torch._inductor import exc as inductor
 
-    homes = ((dynamo, "TorchDynamoException"), (dynamo, "FailOnRecompileLimitHit"), (inductor, "InductorError"))
+    homes = (
+        (dynamo, "TorchDynamoException"),
+        (dynamo, "FailOnRecompileLimitHit"),
+        (inductor, "InductorError"),
+    )
     return tuple(getattr(home, name) for home, name in homes if hasattr(home, name))
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROW = 4096  # elements that are added up before partial sums are: keeps float32 sums exact, and one pass on GPUs
+ROW = (
+    1024  # elements that are added up before partial sums are: keeps float32 sums exact, and one pass on GPUs
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,8 @@ class Layout:
 
         With `rows`, a smaller tensor is repeated for each row, so that its gradient comes out summed by rows.
         """
-        if not self.elementwise:
-            return [t.detach() for t in tensors]
-        return [self._pack(t, rows) for t in tensors]
+        detached = [t.detach() for t in tensors]
+        return [self._pack(t, rows) for t in detached] if self.elementwise else detached
 
     def _pack(self, t: Tensor, rows: bool) -> Tensor:
         if t.shape == self.shape:
