@@ -23,7 +23,7 @@ def words_of(length: int) -> int:
 
 
 def pack(codes: Tensor, bits: int = 1) -> Tensor:
-    """Pack integers (..., n) from 0 to 2^bits - 1, of any dtype, into planes (bits, ..., words), the lowest bit first.
+    """Pack integers (..., n) from 0 to 2^bits - 1, of any dtype, into planes (bits, ..., words), lowest bit first.
 
     Raises:
         WorkingPapersError: for other than 1 to 16 bits.
@@ -48,7 +48,8 @@ def unpack(planes: Tensor, length: int) -> Tensor:
 
 def popcount(words: Tensor) -> Tensor:
     """Return how many bits are 1 in each int64 word."""
-    if words.device.type == "cpu" and hasattr(np, "bitwise_count"):
+    numpys = words.device.type == "cpu" and hasattr(np, "bitwise_count")  # numpy 2 has it, and is faster
+    if numpys and not torch.compiler.is_compiling():
         return torch.from_numpy(np.bitwise_count(words.numpy().view(np.uint64)))
     return _popcount_by_sums(words)
 
