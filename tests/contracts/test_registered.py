@@ -24,7 +24,7 @@ def registered(id: str) -> dict[str, str]:
     return found
 
 
-COMPONENTS = dict.fromkeys(REFERENCES, "activation")
+COMPONENTS = {name: reference.kind for name, reference in REFERENCES.items()}
 for paper in available():
     COMPONENTS.update(registered(paper))
 # What a component cannot keep yet, with the reason.  Strict: a promise that is kept must leave this list.

@@ -227,11 +227,12 @@ def make(name: str, *args: Any, **options: Any) -> Any:
 
 
 def _reference(name: str) -> Component:
-    from torch import nn
-
-    attribute, options, properties = REFERENCES[name]
-    cls = getattr(nn, attribute)
-    return Component(name, "activation", partial(cls, **options) if options else cls, properties)
+    found = REFERENCES[name]
+    home, _, attribute = found.path.rpartition(".")
+    cls = getattr(importlib.import_module(home), attribute)
+    return Component(
+        name, found.kind, partial(cls, **found.options) if found.options else cls, found.properties
+    )
 
 
 def check_options(name: str, target: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from workingpapers.kernels.fusion import Formula, fused, fuses
+from workingpapers.kernels.fusion import LOW_PRECISION, Formula, fused, fuses
 
-__all__ = ["per_channel", "pointwise", "rowwise"]
+__all__ = ["LOW_PRECISION", "per_channel", "pointwise", "rowwise"]
 
 
 def pointwise(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
