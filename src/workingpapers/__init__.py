@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from workingpapers.catalog import claim, component, make, paper
     from workingpapers.contracts import check_contract
     from workingpapers.errors import UnknownName, WorkingPapersError
+    from workingpapers.verbs.bench import bench
     from workingpapers.verbs.check import check
     from workingpapers.verbs.compare import compare
     from workingpapers.verbs.find import find
@@ -29,6 +30,7 @@ _HOMES = {
     "component": "catalog",
     "make": "catalog",
     "paper": "catalog",
+    "bench": "verbs.bench",
     "check": "verbs.check",
     "check_contract": "contracts",
     "compare": "verbs.compare",
@@ -40,6 +42,7 @@ _HOMES = {
 __all__ = [
     "UnknownName",
     "WorkingPapersError",
+    "bench",
     "check",
     "check_contract",
     "claim",

@@ -37,14 +37,61 @@ def find(
     _print.json([as_dict(m) for m in matches]) if as_json else _print.matches(matches)
 
 
-@app.command(epilog="Example: workingpapers show golu")
-def show(id: Id, as_json: Json = False) -> None:
-    """Print what a paper is, its formula, how to use it, and whether its claims held here."""
+@app.command(epilog="Examples: workingpapers show golu  |  workingpapers show golu --draw golu.svg")
+def show(
+    id: Id,
+    draw: Annotated[
+        str | None, typer.Option(help="Write a figure of its activations here (.svg, .png, .pdf).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a paper is, its formula and curve, how to use it, and whether its claims held here."""
     from workingpapers.verbs import _print
     from workingpapers.verbs.show import show as sheet
 
     found = sheet(id)
     _print.json(found.as_dict()) if as_json else print(found)
+    if draw is not None:
+        found.draw(draw)
+        print(f"drawn: {draw}", file=sys.stderr)
+
+
+@app.command(epilog="Example: workingpapers bench golu --against gelu,compile,eager --plot golu.png")
+def bench(
+    name: Annotated[str, typer.Argument(help="An activation, such as golu.", autocompletion=_options.ids)],
+    against: Annotated[
+        str, typer.Option(help="Its peers: names of activations, eager, compile.")
+    ] = "gelu,compile,eager",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    sizes: Annotated[
+        str | None, typer.Option(help="Numbers of elements, such as 1024,4194304 or 2^10,2^22.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Times that all are timed, in turns.")] = 9,
+    plot: Annotated[str | None, typer.Option(help="Write a figure of time over size here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time an activation here against peers and the memory's speed, forward and with backward."""
+    from workingpapers.verbs import _print
+    from workingpapers.verbs._draw import save_figure
+    from workingpapers.verbs.bench import bench as timed
+    from workingpapers.verbs.bench import elements
+
+    chosen = [elements(size) for size in sizes.split(",")] if sizes else None
+    with _print.status(quiet=as_json) as progress:
+        found = timed(
+            name,
+            against.split(","),
+            device=device,
+            dtype=dtype,
+            sizes=chosen,
+            rounds=rounds,
+            progress=progress,
+        )
+    _print.json(found.as_dict()) if as_json else _print.bench(found)
+    if plot is not None:
+        save_figure(found.figure(), plot)
+        print(f"drawn: {plot}", file=sys.stderr)
 
 
 @app.command("list", epilog="Example: workingpapers list --working --kind activation")

@@ -3,7 +3,7 @@
 import json as _json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workingpapers.catalog.find import Match
     from workingpapers.claims import Verdict
     from workingpapers.experiments.comparison import Comparison, Row
+    from workingpapers.verbs.bench import Bench
     from workingpapers.verbs.check import Checked
 
 COLOURS = {"better": "green", "worse": "red", "holds": "green", "does not hold": "red", "not shown": "yellow"}
@@ -78,6 +79,40 @@ def records(content: Sequence[Mapping[str, Any]]) -> None:
         )
     console().print(table)
     print(f"{len(content)} papers, {sum(bool(r['works']) for r in content)} of them work here")
+
+
+@contextmanager
+def status(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show on standard error what is being done, where that is a terminal."""
+    out = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
+    with out.status("") as line:
+        yield line.update
+
+
+def bench(found: "Bench") -> None:
+    """Print timings by size and pass, each as a ratio to the activation's own, and a chart over sizes."""
+    from workingpapers.verbs._draw import chart
+
+    out = console()
+    for size, bandwidth in found.copy_bandwidth.items():
+        print(
+            f"{size:,} {found.dtype} elements on {found.device}; copying reaches {bandwidth / 1e9:.3g} GB/s"
+        )
+        table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+        for title in ("pass", "", "time", f"times {found.name}", "of copy speed", "kept / input"):
+            table.add_column(title, no_wrap=True)
+        for t in (t for t in found.timings if t.size == size):
+            ratio = "" if t.contender == found.name else rf"{t.ratio:.2f} \[{t.low:.2f}, {t.high:.2f}]"
+            kept = f"{t.kept:.2f}" if t.what != "forward" else ""
+            table.add_row(t.what, t.contender, _time(t.seconds), ratio, f"{t.bandwidth:.0%}", kept)
+        out.print(table)
+    if len(found.copy_bandwidth) > 1:
+        lines = {f"{n}, seconds by elements": line for n, line in found.series("forward+backward").items()}
+        print("\n".join(chart(lines, height=5, log=True)))
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
 
 
 def comparison(result: "Comparison") -> None:

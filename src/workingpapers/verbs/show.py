@@ -1,12 +1,17 @@
 """show: what a paper is, its formula, how to use it here, and whether its claims held."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workingpapers.catalog.find import similar
 from workingpapers.catalog.ledger import status
 from workingpapers.catalog.records import Record, collection_of, record
 from workingpapers.catalog.registry import path_of
+from workingpapers.errors import WorkingPapersError
+from workingpapers.verbs._draw import save_figure
+
+if TYPE_CHECKING:
+    from workingpapers.verbs.gallery import Portrait
 
 RELATED = 4  # papers nearest in meaning that a sheet names
 
@@ -40,6 +45,7 @@ class Sheet:
     usage: list[str]
     source: str | None
     related: list[str]
+    portraits: "list[Portrait]"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the sheet as a dictionary for `--json`."""
@@ -69,7 +75,18 @@ class Sheet:
             "related": self.related,
             "source": self.source,
             "verdicts": self.verdicts,
+            "curves": {p.name: p.curve.as_dict() for p in self.portraits},
         }
+
+    def draw(self, path: str) -> None:
+        """Write a figure of the paper's activations to `path`; its ending says in which format.
+
+        Raises:
+            WorkingPapersError: where the paper has no elementwise activation, or the file cannot be written.
+        """
+        if not self.portraits:
+            raise WorkingPapersError(f"{self.record.id} has no elementwise activation to draw")
+        save_figure(self.portraits[0].figure(), path)
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -91,8 +108,10 @@ class Sheet:
         ]
         source = [f"  Source     {self.source}"] if self.source else []
         source += [f"  Related    {', '.join(self.related)}"]
+        drawn = [line for p in self.portraits[:1] for line in ("", *p.lines(), "", *p.drawing())]
+        drawn += [line for p in self.portraits[1:] for line in ("", f"  {p.name}", *p.lines())]
         use = ["", "  Use", *(f"    {line}" for line in self.usage)] if self.source else []
-        return [*head, *formula, *facts, *source, *use, *self._claims()]
+        return [*head, *formula, *facts, *source, *use, *drawn, *self._claims()]
 
     def _claims(self) -> list[str]:
         lines = ["", "  Claims"]
@@ -132,4 +151,14 @@ def show(id: str) -> Sheet:
     ]
     source = f"{collection_of(id).package}.{found.family}.{id}" if path else None
     related = [match.record.id for match in similar(id, limit=RELATED)]
-    return Sheet(found, known.works, known.contract, dict(known.verdicts), usage, source, related)
+    return Sheet(
+        found, known.works, known.contract, dict(known.verdicts), usage, source, related, _drawn(id, source)
+    )
+
+
+def _drawn(id: str, source: str | None) -> "list[Portrait]":
+    if source is None or record(id).kind not in ("activation", "layer", "transform", "study"):
+        return []  # torch and the paper's file are imported only where there may be something to draw
+    from workingpapers.verbs.gallery import portraits
+
+    return portraits(id)
