@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 
 from workingpapers.catalog import KINDS, available, families, records
 from workingpapers.catalog.ledger import status
+from workingpapers.catalog.remarks import remarks
 from workingpapers.contracts import checks
 from workingpapers.verbs.show import number, show
 
@@ -56,16 +58,49 @@ def verdict_table(id: str) -> list[str]:
         return []
     lines = ["", "## Measured here", "", "| claim | figures | rule | verdict |", "| --- | --- | --- | --- |"]
     for name, entry in verdicts.items():
-        figures = "; ".join(
-            f"{k} {number(i['estimate'])} [{number(i['low'])}, {number(i['high'])}]"
-            for k, i in entry["figures"].items()
-        )
         stale = " (stale)" if entry["stale"] else ""
         lines.append(
-            f"| {name} | {figures} | {entry['rule']} | {entry['result']}{stale}, {entry['budget']}, "
+            f"| {name} | {_figures(entry)} | {entry['rule']} | {entry['result']}{stale}, {entry['budget']}, "
             f"{len(entry['seeds'])} seeds, {entry['finished'][:10]} |"
         )
     return lines
+
+
+def verdicts_page() -> str:
+    """Return the table of all verdicts in the ledger, and a paragraph on each claim that did not hold."""
+    measured = {id: status(id).verdicts for id in sorted(available())}
+    entries = [(id, name, e) for id, verdicts in measured.items() for name, e in verdicts.items()]
+    words = [e["result"] for _, _, e in entries]
+    counts = ", ".join(f"{words.count(w)} {w}" for w in ("holds", "does not hold", "not shown"))
+    lines = [
+        "# Verdicts",
+        "",
+        f"{len(entries)} claims of {sum(map(bool, measured.values()))} papers, measured until "
+        f"{max(e['finished'] for *_, e in entries)[:10]} by `workingpapers check --record`: {counts}. "
+        "Figures are means over the seeds with 95 % intervals; each paper's page has them all.",
+        "",
+        "| paper | claim | figures | rule | verdict |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for id, name, entry in entries:
+        stale = " (stale)" if entry["stale"] else ""
+        says = entry["says"].replace("|", "\\|")
+        lines.append(
+            f"| [{id}](papers/{id}.md) | {name}: {says} | {_figures(entry)} | {entry['rule']} | "
+            f"{entry['result']}{stale}, {entry['budget']}, {len(entry['seeds'])} seeds, {entry['finished'][:10]} |"
+        )
+    lines += ["", "## What did not hold", ""]
+    for id, name, entry in entries:
+        if entry["result"] == "does not hold":
+            lines += [f"**{id}:{name}.** {remarks()[f'{id}:{name}']}", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _figures(entry: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{k} {number(i['estimate'])} [{number(i['low'])}, {number(i['high'])}]"
+        for k, i in entry["figures"].items()
+    )
 
 
 def index_page() -> str:
@@ -111,6 +146,7 @@ def write(folder: Path = HERE) -> None:
     pages = {
         "papers/index.md": index_page(),
         "kinds.md": kinds_page(),
+        "verdicts.md": verdicts_page(),
         **{f"papers/{id}.md": paper_page(id) for id in records()},
     }
     for name, text in pages.items():

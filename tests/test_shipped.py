@@ -10,6 +10,7 @@ from workingpapers.catalog import available, claims, load, record, records
 from workingpapers.catalog.ledger import entries, read
 from workingpapers.catalog.records import own_collection
 from workingpapers.catalog.registry import source_hash
+from workingpapers.catalog.remarks import remarks
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = available()
@@ -83,6 +84,14 @@ def test_the_ledger_is_read_whole_and_names_nothing_of_a_machine() -> None:
     assert "/root/" not in text
     assert "/work/" not in text
     assert [json.dumps(e, ensure_ascii=False, sort_keys=True) for e in found] == text.splitlines()
+
+
+def test_every_claim_that_did_not_hold_has_a_remark() -> None:
+    broken = {
+        f"{id}:{e['name']}" for id in WRITTEN for e in entries(id) if e.get("result") == "does not hold"
+    }
+    assert remarks().keys() == broken
+    assert all(len(text.split()) >= 30 for text in remarks().values())
 
 
 def test_the_demo_names_claims_that_exist() -> None:

@@ -1,5 +1,6 @@
 """show: what a paper is, its formula, how to use it here, and whether its claims held."""
 
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ from workingpapers.catalog.find import similar
 from workingpapers.catalog.ledger import status
 from workingpapers.catalog.records import Record, collection_of, record
 from workingpapers.catalog.registry import path_of
+from workingpapers.catalog.remarks import remarks
 from workingpapers.errors import WorkingPapersError
 from workingpapers.verbs._draw import save_figure
 
@@ -132,6 +134,8 @@ class Sheet:
                     f"                   {figure} {number(i['estimate'])} "
                     f"[{number(i['low'])}, {number(i['high'])}]"
                 )
+            if remark := remarks().get(f"{self.record.id}:{name}"):
+                lines += textwrap.wrap(remark, 100, initial_indent=" " * 19, subsequent_indent=" " * 19)
         return lines
 
 
