@@ -125,6 +125,8 @@ def test_choosing_papers_and_claims(quiet: Path, add_paper) -> None:
     assert chosen(["quiet"]) == chosen([], ["activations"]) == chosen([], all=True) == ["quiet"]
     (only,) = check_many(["quiet:halves"], contract=False, workers=0, store=Store())
     assert [v.claim for v in only.verdicts] == ["halves"]
+    (all_of_them,) = check_many(["quiet:halves", "quiet"], contract=False, workers=0, store=Store())
+    assert len(all_of_them.verdicts) > 1
     (bare,) = check_many(["quiet"], claims=False)
     assert bare.verdicts == []
     assert list(bare.contracts) == ["quiet"]
@@ -137,6 +139,7 @@ def test_choosing_papers_and_claims(quiet: Path, add_paper) -> None:
         ),
         (lambda: list(check_many(["quiet:halfs"], contract=False)), "no claim of 'quiet' is named 'halfs'"),
         (lambda: list(check_many(["later"])), "not written yet"),
+        (lambda: next(check_many(["quiet", "later"], claims=False)), "not written yet"),
     ]:
         with pytest.raises(WorkingPapersError, match=sentence):
             call()
@@ -144,7 +147,7 @@ def test_choosing_papers_and_claims(quiet: Path, add_paper) -> None:
 
 def test_seeds_in_words() -> None:
     assert parse_seeds(None) is None
-    assert parse_seeds("1000-1002,7") == [1000, 1001, 1002, 7]
+    assert parse_seeds("1000-1002,7,7,1001") == [1000, 1001, 1002, 7]
     for text in ("a", "5-3", "", "1-", "-1"):
         with pytest.raises(WorkingPapersError, match="seeds are given as"):
             parse_seeds(text)

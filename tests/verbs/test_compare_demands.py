@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,26 @@ def test_runs_do_not_feel_their_worker_or_the_runs_before(tmp_path: Path) -> Non
         assert values[1] == values[2], name
         assert not result.failures
         assert told is None or set(values[1]) == told
+
+
+def test_objects_have_names_without_addresses() -> None:
+    def power(x: float, by: int = 1) -> float:
+        return x**by
+
+    class Rate:
+        def __call__(self, x: float) -> float:
+            return x
+
+    functions = [partial(power, by=2), partial(power, by=3), lambda x: x, lambda x: -x, Rate()]
+    result = compare(lambda f, seed: f(2.0), {"f": functions}, seeds=2, workers=0)
+    names = [row["f"] for row in result.variants]
+    assert names[:2] == ["power(by=2)", "power(by=3)"]
+    assert names[2].startswith("lambda in test_compare_demands.py:")
+    assert names[3] == names[2] + "'"
+    assert not any(" at 0x" in name for name in names)
+    assert {row.label: row.mean for row in result.rows}["power(by=3)"] == 8
+
+
+def test_true_and_one_are_different_values() -> None:
+    result = compare(lambda a, b, seed: 1.0, {"a": [True, 1], "b": [2, 3]}, seeds=1, workers=0)
+    assert len({row.label for row in result.rows}) == 4

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -140,8 +141,10 @@ def expand(over: Mapping[str, Sequence[Any]] | None) -> tuple[list[Variant], dic
             simple = value
             if not (value is None or isinstance(value, str | int | float | bool)):
                 simple = _name(value)
+                while objects.get(key, {}).get(simple, value) is not value:
+                    simple += "'"  # two lambdas on one line
                 objects.setdefault(key, {})[simple] = value
-            if any(simple == v or simple != simple != v != v for v in named[key]):
+            if any(canonical({key: simple}) == canonical({key: v}) for v in named[key]):
                 raise WorkingPapersError(
                     f"over[{key!r}] names {simple!r} twice; each value must be told apart"
                 )
@@ -150,8 +153,15 @@ def expand(over: Mapping[str, Sequence[Any]] | None) -> tuple[list[Variant], dic
 
 
 def _name(value: Any) -> str:
+    """Return a name by which an object is known again in another process: no address is in it."""
+    if isinstance(value, partial):
+        options = [*map(_name, value.args), *(f"{k}={_name(v)}" for k, v in value.keywords.items())]
+        return f"{_name(value.func)}({', '.join(options)})"
     name = getattr(value, "__name__", None)
-    return name if isinstance(name, str) and name != "<lambda>" else repr(value)
+    if name == "<lambda>":
+        code = value.__code__
+        return f"lambda in {Path(code.co_filename).name}:{code.co_firstlineno}"
+    return name if isinstance(name, str) else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def label(variant: Variant, variants: Sequence[Variant]) -> str:
@@ -162,7 +172,7 @@ def label(variant: Variant, variants: Sequence[Variant]) -> str:
 def labels(variants: Sequence[Variant]) -> dict[str, str]:
     """Return every variant's label by its canonical JSON; no two are the same."""
     names = list(variants[0])
-    telling = [k for k in names if any(other[k] != variants[0][k] for other in variants)] or names
+    telling = [k for k in names if len({canonical({k: other[k]}) for other in variants}) > 1] or names
     words = [_words(variant, telling) or "run" for variant in variants]
     count = Counter(words)
     return {

@@ -11,7 +11,7 @@ import workingpapers
 from workingpapers.catalog import available, load, record
 from workingpapers.catalog.ledger import record_entries
 from workingpapers.catalog.records import families
-from workingpapers.catalog.registry import claims
+from workingpapers.catalog.registry import claims, path_of
 from workingpapers.claims import Verdict, check_claims
 from workingpapers.contracts import Report, check_contract
 from workingpapers.errors import WorkingPapersError, unknown
@@ -52,7 +52,7 @@ def chosen(ids: Sequence[str], families_: Sequence[str] = (), all: bool = False)
         if family not in families():
             raise unknown("family", family, families())
     for id in ids:
-        record(id)
+        path_of(id) or load(id)  # what is not written yet is said before the others are run
     written = available()
     found = [*ids, *(i for i in written if all or record(i).family in families_)]
     if not found:
@@ -132,13 +132,15 @@ def check_many(
     if options.get("seeds") is not None and record:
         raise WorkingPapersError("--seeds is for calibrating a rule; its verdicts cannot be recorded")
     claims_of: dict[str, list[str]] = {}
+    whole: set[str] = set()  # papers named without a claim
     for word in words:
         id, _, claim = word.partition(":")
-        claims_of.setdefault(id, []).extend([claim] if claim else [])
+        claims_of.setdefault(id, []).append(claim)
+        whole |= set() if claim else {id}
     opened = options.pop("store", None)
     options["store"] = opened if isinstance(opened, Store) else Store(opened)
     for id in chosen(list(claims_of), families, all):
-        names = claims_of.get(id) or None
+        names = None if id in whole else claims_of.get(id)
         checked = check(id, names=names if claims else [], **options)
         if record:
             write_ledger(checked)
@@ -156,4 +158,4 @@ def parse_seeds(text: str | None) -> list[int] | None:
         if low > high:
             raise WorkingPapersError(f"seeds are given as 1000-1004 or 3,5,8; got {text!r}")
         seeds += range(low, high + 1)
-    return seeds
+    return list(dict.fromkeys(seeds))
