@@ -50,11 +50,11 @@ def test_magnitudes_are_means_of_absolute_values_in_parts_too(monkeypatch):
 
 def test_the_penalty_is_the_sum_and_the_entropy_of_the_shares():
     made, x = lines([[1.0, -3.0], [0.0, 4.0]]), torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
-    assert float(regularisation(made, x, 1.0, 0.0)) == pytest.approx(8.0)
+    assert regularisation(made, x, 1.0, 0.0).item() == pytest.approx(8.0)
     entropy = -sum(p * math.log(p) for p in (1 / 8, 3 / 8, 4 / 8))
-    assert float(regularisation(made, x, 0.0, 1.0)) == pytest.approx(entropy)
+    assert regularisation(made, x, 0.0, 1.0).item() == pytest.approx(entropy)
     even = lines([[2.0, 2.0], [2.0, 2.0]])
-    assert float(regularisation(even, x, 0.0, 2.0)) == pytest.approx(2 * math.log(4))
+    assert regularisation(even, x, 0.0, 2.0).item() == pytest.approx(2 * math.log(4))
 
 
 def test_small_edges_are_cut_and_idle_nodes_removed():

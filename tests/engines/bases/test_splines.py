@@ -1,5 +1,7 @@
 """B-splines against scipy: values, slopes, sums, grids that follow samples and grids that get finer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def test_the_bases_are_those_of_scipy_inside_and_outside_the_grid(order):
 def test_slopes_are_those_of_scipy_and_of_autograd(order):
     knots = uneven(2, 5, order, seed=1)
     x = (torch.rand(200, 2, dtype=torch.float64) * 9 - 4).requires_grad_()
-    local = splines.local_bases(x, knots, order, slopes=True)
+    local = splines.local_bases(x, splines.Grid.of(knots, order), slopes=True)
     whole = torch.zeros(200, 2, 5 + order, dtype=torch.float64)
     whole.scatter_(-1, torch.stack(local.columns, -1), torch.stack(local.slopes, -1).detach())
     assert (whole - by_scipy(x.detach(), knots, order, derivative=1)).abs().max() < 1e-10
@@ -68,15 +70,34 @@ def test_far_away_the_bases_are_zero_and_nan_stays_nan(grid):
     assert bases[3].isnan().any()
 
 
-@pytest.mark.parametrize("grid", [5, 60])
-def test_even_and_searched_intervals_agree(grid):
-    knots = splines.extended_knots(splines.uniform_points(3, grid), 3)
-    x = torch.rand(500, 3) * 5 - 2.5
-    searched = torch.searchsorted(knots[:, 1:-1].contiguous(), x.T.contiguous(), right=True).T
-    assert torch.equal(splines.intervals(x, knots), searched)
-    apart = splines.intervals(x, knots, exact=False) != searched
-    nearest = (x.unsqueeze(-1) - knots).abs().amin(-1)
-    assert (nearest[apart] < 1e-5).all()
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("grid", [1, 5, 60])
+@pytest.mark.parametrize("reach", [0.99, 4.0])
+def test_even_knots_give_what_any_knots_give(order, grid, reach):
+    points = torch.linspace(-1, 1, grid + 1, dtype=torch.float64).repeat(3, 1)
+    knots = splines.extended_knots(points, order)
+    x = (torch.rand(300, 3, dtype=torch.float64) * 2 - 1) * reach
+    even = splines.Grid.of(knots, order)
+    assert even.step is not None
+    found, wanted = (splines.local_bases(x, g, slopes=True) for g in (even, replace(even, step=None)))
+    assert torch.equal(found.cell[found.values[0] > 0], wanted.cell[found.values[0] > 0])
+    for part in ("values", "slopes"):
+        for a, b in zip(getattr(found, part), getattr(wanted, part), strict=True):
+            assert (a - b).abs().max() < 1e-9 * grid
+    assert splines.Grid.of(uneven(2, 5, order), order).step is None
+
+
+def test_intervals_counted_and_searched_agree(monkeypatch):
+    knots = uneven(3, 6, 3)
+    x = torch.cat([torch.rand(500, 3, dtype=torch.float64) * 9 - 4, knots.T])
+    counted = splines.intervals(x, knots)
+    monkeypatch.setattr(splines, "COUNTED", 0)
+    assert torch.equal(splines.intervals(x, knots), counted)
+    inside = x[(counted > 0).all(1) & (counted < knots.shape[1] - 2).all(1)]
+    at = splines.intervals(inside, knots)
+    rows = torch.arange(3)
+    assert (knots[rows, at] <= inside).all()
+    assert (inside < knots[rows, at + 1]).all()
 
 
 def test_finer_points_keep_the_old_ones_of_a_multiple_to_the_bit():

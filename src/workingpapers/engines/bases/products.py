@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workingpapers.engines.bases.families import Basis, BSpline
-from workingpapers.engines.bases.splines import Local, local_bases
+from workingpapers.engines.bases.splines import Grid, Local, local_bases
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 ELEMENTS = {"cpu": 2**18}  # evaluated bases at a time: what stays in a cache
@@ -60,8 +60,12 @@ class _Product(torch.autograd.Function):
         ctx.basis = basis
         ctx.save_for_backward(x, coefficients, *tensors)
         out = x.new_empty(len(x), coefficients.shape[-1])
+        grid = Grid.of(tensors[0], basis.order) if isinstance(basis, BSpline) else None
         for rows in _chunks(basis, x):
-            out[rows] = _forward(basis, x[rows], coefficients, tensors)
+            if grid is None:
+                out[rows] = _reference(basis, x[rows], coefficients, tensors)
+            else:
+                out[rows] = _spline_product(basis, grid, x[rows], coefficients)
         return out
 
     @staticmethod
@@ -78,9 +82,12 @@ class _Product(torch.autograd.Function):
             torch.zeros_like(t) if need else None
             for t, need in zip([x, coefficients, *tensors], needed, strict=True)
         ]
-        gradients = _spline_gradients if isinstance(basis, BSpline) else _gradients
+        grid = Grid.of(tensors[0], basis.order) if isinstance(basis, BSpline) else None
         for rows in _chunks(basis, x):
-            gradients(basis, x[rows], coefficients, tensors, grads[0][rows], rows, sums)
+            if grid is None:
+                _gradients(basis, x[rows], coefficients, tensors, grads[0][rows], rows, sums)
+            else:
+                _spline_gradients(basis, grid, x[rows], coefficients, grads[0][rows], rows, sums)
         return None, *sums
 
 
@@ -101,13 +108,11 @@ def _sums_rows(basis: Basis, x: Tensor) -> TypeGuard[BSpline]:
     return isinstance(basis, BSpline) and basis.size >= LONG and fits
 
 
-def _forward(basis: Basis, x: Tensor, coefficients: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    if not isinstance(basis, BSpline):
-        return _reference(basis, x, coefficients, tensors)
-    local = local_bases(x, tensors[0], basis.order)
+def _spline_product(basis: Basis, grid: Grid, x: Tensor, coefficients: Tensor) -> Tensor:
+    local = local_bases(x, grid)
     if _sums_rows(basis, x):
         return _row_sums(coefficients, local)
-    return _spread(local, basis.size) @ coefficients.flatten(0, 1)
+    return _spread(local, grid.size) @ coefficients.flatten(0, 1)
 
 
 def _gradients(
@@ -140,25 +145,25 @@ def _gradients(
 
 
 def _spline_gradients(
-    basis: BSpline,
+    basis: Basis,
+    grid: Grid,
     x: Tensor,
     coefficients: Tensor,
-    tensors: Sequence[Tensor],
     grad: Tensor,
     rows: slice,
     sums: Sequence[Tensor | None],
 ) -> None:
     """Add the gradients of one part of the batch to `sums`, from the bases' own slopes."""
-    local = local_bases(x, tensors[0], basis.order, slopes=True)
+    slope, whole = sums[0], sums[1]
+    local = local_bases(x, grid, slopes=slope is not None)
     by_rows = _sums_rows(basis, x)
-    if (whole := sums[1]) is not None:
+    if whole is not None:
         if by_rows:
             _add_outer_products(whole, local, grad)
         else:
-            whole.flatten(0, 1).addmm_(_spread(local, basis.size).T, grad)
-    if (slope := sums[0]) is not None:
-        along = _row_slopes if by_rows else _dense_slopes
-        slope[rows] = along(coefficients, local, grad)
+            whole.flatten(0, 1).addmm_(_spread(local, grid.size).T, grad)
+    if slope is not None:
+        slope[rows] = (_row_slopes if by_rows else _dense_slopes)(coefficients, local, grad)
 
 
 def _flat(local: Local, size: int) -> list[Tensor]:

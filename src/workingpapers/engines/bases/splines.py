@@ -4,6 +4,9 @@ A grid of G intervals [p_0, ..., p_G] is continued by `order` knots on either si
 G + order bases, and they sum to 1 between p_0 and p_G.  Beyond the outermost knots all are 0.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -29,6 +32,46 @@ class Local(NamedTuple):
     slopes: list[Tensor]
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The knots (I, K) of splines of an order, and what can be known of them before any x is.
+
+    `step` is the distance (I,) of even knots, and None where they are not even (or must not be looked at).
+    """
+
+    knots: Tensor
+    order: int
+    low: Tensor
+    high: Tensor
+    step: Tensor | None
+
+    @classmethod
+    def of(cls, knots: Tensor, order: int) -> "Grid":
+        """Look at the knots once."""
+        low, high = knots[:, 0].contiguous(), knots[:, -1].contiguous()
+        step = (high - low) / (knots.shape[1] - 1)
+        return cls(knots, order, low, high, step if order > 0 and _even(knots, low, step) else None)
+
+    @property
+    def size(self) -> int:
+        """How many bases there are."""
+        return self.knots.shape[1] - self.order - 1
+
+
+def _even(knots: Tensor, low: Tensor, step: Tensor) -> bool:
+    """Tell whether the knots lie at even distances, but for rounding; not asked of a device."""
+    if _watched() or knots.device.type != "cpu":
+        return False
+    count = torch.arange(knots.shape[1], dtype=knots.dtype)
+    gaps = (knots - low.unsqueeze(-1) - step.unsqueeze(-1) * count).abs()
+    return bool((gaps <= 4 * torch.finfo(knots.dtype).eps * knots.abs().amax(dim=1, keepdim=True)).all())
+
+
+def _watched() -> bool:
+    """Tell whether the values of tensors must not decide anything, as under torch.compile and vmap."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 def uniform_points(in_features: int, grid: int, span: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """Return `grid` + 1 even points from span[0] to span[1] for every input, (I, grid + 1)."""
     if grid < 1:
@@ -50,46 +93,71 @@ def grid_points(knots: Tensor, order: int) -> Tensor:
     return knots[:, order : knots.shape[1] - order]
 
 
-def intervals(x: Tensor, knots: Tensor, exact: bool = True) -> Tensor:
-    """Return for x (N, I) the number of the interval between knots (I, K), 0 to K - 2, the outer ones open.
-
-    Not `exact`, an x so near to a knot that rounding blurs it may count to either side.
-    """
+def intervals(x: Tensor, knots: Tensor) -> Tensor:
+    """Return for x (N, I) the number of the interval between knots (I, K), 0 to K - 2, the outer ones open."""
     inner = knots[:, 1:-1]
-    plain = torch.compiler.is_compiling() or x.device.type != "cpu"
-    if not plain and inner.shape[1] <= COUNTED:
-        count = torch.zeros(x.shape, dtype=torch.uint8)
-        for knot in inner.T.contiguous():
-            count = count + (x >= knot).view(torch.uint8)
-        return count.long()
-    if not plain and not exact and (found := _even_intervals(x, knots)) is not None:
-        return found
-    return torch.searchsorted(inner.contiguous(), x.T.contiguous(), right=True).T.contiguous()
+    if inner.shape[1] > COUNTED or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return torch.searchsorted(inner.contiguous(), x.T.contiguous(), right=True).T.contiguous()
+    count = torch.zeros(x.shape, dtype=torch.uint8)
+    for knot in inner.T.contiguous():
+        count = count + (x >= knot).view(torch.uint8)
+    return count.long()
 
 
-def _even_intervals(x: Tensor, knots: Tensor) -> Tensor | None:
-    """Return the intervals as they are where the knots are even, or None where they are not."""
-    count = knots.shape[1] - 1
-    low = knots[:, 0].contiguous()
-    step = (knots[:, -1] - low) / count
-    even = low.unsqueeze(-1) + step.unsqueeze(-1) * torch.arange(count + 1)
-    rounding = 4 * torch.finfo(knots.dtype).eps * knots.abs().amax(dim=1, keepdim=True)
-    if bool(((knots - even).abs() > rounding).any()):
-        return None
-    return ((x - low) / step).nan_to_num_().long().clamp_(0, count - 1)
-
-
-def local_bases(x: Tensor, knots: Tensor, order: int, slopes: bool = False) -> Local:
+def local_bases(x: Tensor, grid: Grid, slopes: bool = False) -> Local:
     """Evaluate the bases that are not zero at x (N, I), by the recursion of Cox and de Boor on them alone.
 
     Differentiable in x; with `slopes` their derivatives come along, at little cost.
     """
-    size = knots.shape[1] - order - 1
-    first, last = knots[:, 0].contiguous(), knots[:, -1].contiguous()
-    inside = ((x >= first) & (x < last)).to(x.dtype)
-    x = torch.minimum(torch.maximum(x, first), last)
-    cell = intervals(x.detach(), knots, exact=order == 0)
-    near = _knots_near(cell, knots, order)  # near[order - 1] <= x < near[order]
+    inside = ((x >= grid.low) & (x < grid.high)).to(x.dtype)
+    x = torch.minimum(torch.maximum(x, grid.low), grid.high)
+    evaluate = _uneven_bases if grid.step is None else _even_bases
+    cell, values, rates = evaluate(x, inside, grid)
+    if grid.step is not None and _interior(cell, grid):
+        columns = [cell + (j - grid.order) for j in range(grid.order + 1)]
+        return Local(cell, columns, values, rates() if slopes else [])
+    columns, exist = _tables(cell, grid, x.dtype)
+    values = [v * e for v, e in zip(values, exist, strict=True)]
+    return Local(
+        cell, columns, values, [r * e for r, e in zip(rates(), exist, strict=True)] if slopes else []
+    )
+
+
+def _interior(cell: Tensor, grid: Grid) -> bool:
+    """Tell whether all bases of all these intervals exist."""
+    return cell.numel() > 0 and int(cell.min()) >= grid.order and int(cell.max()) < grid.size
+
+
+Evaluated = tuple[Tensor, list[Tensor], Callable[[], list[Tensor]]]
+
+
+def _even_bases(x: Tensor, inside: Tensor, grid: Grid) -> Evaluated:
+    """Return intervals, values and (on demand) slopes on even knots: distances to them are whole numbers apart."""
+    order, step = grid.order, grid.step
+    assert step is not None
+    t = (x - grid.low) / step
+    floor = t.detach().floor().clamp_(0, grid.size + order - 1)
+    u = t - floor
+    up, down = [u + m for m in range(order)], [m + 1 - u for m in range(order)]
+    before, values = [inside], [inside / math.factorial(order)]
+    for degree in range(1, order + 1):
+        before = values
+        ends = down[0] * before[0], up[0] * before[-1]
+        middle = [torch.addcmul(down[j] * before[j], up[degree - j], before[j - 1]) for j in range(1, degree)]
+        values = [ends[0], *middle, ends[1]]
+
+    def rates() -> list[Tensor]:
+        lower = [b * (order / step) for b in before]
+        return [-lower[0], *(a - b for a, b in pairwise(lower)), lower[-1]]
+
+    return floor.nan_to_num_().long(), values, rates
+
+
+def _uneven_bases(x: Tensor, inside: Tensor, grid: Grid) -> Evaluated:
+    """Return intervals, values and (on demand) slopes on any knots."""
+    order = grid.order
+    cell = intervals(x.detach(), grid.knots)
+    near = _knots_near(cell, grid.knots, order)  # near[order - 1] <= x < near[order]
     values, shares = [inside], [torch.zeros_like(x)]
     for degree in range(1, order + 1):
         low, high = near[order - degree : order], near[order : order + degree]
@@ -97,12 +165,12 @@ def local_bases(x: Tensor, knots: Tensor, order: int, slopes: bool = False) -> L
         rising = [(x - a) * s for a, s in zip(low, shares, strict=True)]
         falling = [(b - x) * s for b, s in zip(high, shares, strict=True)]
         values = [falling[0], *(r + f for r, f in zip(rising, falling[1:], strict=False)), rising[-1]]
-    columns, exist = _tables(cell, size, order, x.dtype)
-    rates: list[Tensor] = []
-    if slopes:
-        rates = [-shares[0], *(a - b for a, b in pairwise(shares)), shares[-1]]
-        rates = [order * e * r for e, r in zip(exist, rates, strict=False)]
-    return Local(cell, columns, [v * e for v, e in zip(values, exist, strict=True)], rates)
+
+    def rates() -> list[Tensor]:
+        lower = [order * s for s in shares]
+        return [-lower[0], *(a - b for a, b in pairwise(lower)), lower[-1]][: order + 1]
+
+    return cell, values, rates
 
 
 def _knots_near(cell: Tensor, knots: Tensor, order: int) -> list[Tensor]:
@@ -115,22 +183,22 @@ def _knots_near(cell: Tensor, knots: Tensor, order: int) -> list[Tensor]:
     return [flat.index_select(0, place + j).view(cell.shape) for j in range(2 * order)]
 
 
-def _tables(cell: Tensor, size: int, order: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+def _tables(cell: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """Return for the order + 1 bases of each interval their columns and whether they exist, each (N, I)."""
-    number = torch.arange(size + order, device=cell.device) - order
+    number = torch.arange(grid.size + grid.order, device=cell.device) - grid.order
     flat = cell.flatten()
     columns, exist = [], []
-    for j in range(order + 1):
+    for j in range(grid.order + 1):
         basis = number + j
-        columns.append(basis.remainder(size).index_select(0, flat).view(cell.shape))
-        there = ((basis >= 0) & (basis < size)).to(dtype)
+        columns.append(basis.remainder(grid.size).index_select(0, flat).view(cell.shape))
+        there = ((basis >= 0) & (basis < grid.size)).to(dtype)
         exist.append(there.index_select(0, flat).view(cell.shape))
     return columns, exist
 
 
 def dense_bases(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """Evaluate all bases at x (N, I), (N, I, G + order)."""
-    local = local_bases(x, knots, order)
+    local = local_bases(x, Grid.of(knots, order))
     whole = x.new_zeros(*x.shape, knots.shape[1] - order - 1)
     return whole.scatter(-1, torch.stack(local.columns, -1), torch.stack(local.values, -1))
 
