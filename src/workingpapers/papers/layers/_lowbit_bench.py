@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workingpapers.data import Split, images
-from workingpapers.kernels import bits
-from workingpapers.tasks import initialise
+from workingpapers.kernels import bits, pointwise
+from workingpapers.tasks import Result, initialise
 
 
 def fashion(train: int, test: int, seed: int) -> Split:
@@ -33,6 +33,45 @@ def plain_cnn(widths: Sequence[int], activation: Callable[[], nn.Module], seed: 
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 9, 10))
 
     return initialise(build, seed)
+
+
+def accuracy_of(result: Result) -> float:
+    """Return the accuracy that training came to, 0 where it diverged."""
+    return 0.0 if result.diverged else result.metrics["accuracy"]
+
+
+@pointwise
+def sign(x: Tensor) -> Tensor:
+    """Return the sign of `x`, +1 at 0, same shape; the slope that gradients see is max(0, 2 - 2|x|)."""
+    inside = x.clamp(-1, 1)
+    soft = inside * (2 - inside.abs())
+    return torch.where(x < 0, -1.0, 1.0).detach() + (soft - soft.detach())
+
+
+def binary_input(x: Tensor, training: bool) -> Tensor:
+    """Return the signs of inputs (B, ...), in training with the slope taken at x over its sample's deviation."""
+    if training:
+        axes = list(range(min(1, x.ndim - 1), x.ndim))
+        several = x[:1].numel() > 1
+        x = x / (x.var(axes, correction=int(several), keepdim=True) + 1e-5).sqrt()
+    found: Tensor = sign(x)
+    return found
+
+
+class SignConv2d(nn.Conv2d):
+    """The usual binary convolution: sign(w) mean|w| of each kernel, the gradient passed on where |w| <= 1.
+
+    Its inputs are made binary as BiPer's are (XNOR-Net, Rastegari et al., 2016, for the weights).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of the signs, scaled by the mean size of each kernel's weights."""
+        w = self.weight
+        straight = w.clamp(-1, 1)
+        signs = torch.where(w < 0, -1.0, 1.0).to(w.dtype) + (straight - straight.detach())
+        size = w.detach().abs().mean((1, 2, 3), keepdim=True)
+        y: Tensor = self._conv_forward(binary_input(x, self.training), signs * size, self.bias)
+        return y
 
 
 def output_gradients(

@@ -24,6 +24,7 @@ from workingpapers.errors import WorkingPapersError
 from workingpapers.experiments import Evidence, above, all_of, any_of, at_least, at_most
 from workingpapers.kernels import bits
 from workingpapers.papers.layers._lowbit_bench import (
+    accuracy_of,
     fashion,
     output_gradients,
     packed_against_float,
@@ -202,7 +203,7 @@ def _trained(
         if isinstance(module, _LowBit):
             module.noise = noise
     result = fit(model, split, epochs=budget.pick(quick=4, full=20), lr=1e-3, seed=seed)
-    return model, 0.0 if result.diverged else result.metrics["accuracy"]
+    return model, accuracy_of(result)
 
 
 @claim(
