@@ -108,7 +108,7 @@ def _standardised(conv: nn.Conv2d, gamma: float) -> ScaledWSConv2d:
         conv.dilation,
     )
     size = (*size, conv.groups, True, conv.padding_mode)
-    new = ScaledWSConv2d(*size, gamma=gamma).to(conv.weight)  # type: ignore[misc]
+    new = ScaledWSConv2d(*size, gamma=gamma).to(conv.weight)
     with torch.no_grad():
         new.weight.copy_(conv.weight)
         if conv.bias is not None and new.bias is not None:
@@ -134,7 +134,7 @@ def control(net: Any, norm: bool, generator: torch.Generator | None = None) -> A
 
     def conv(old: ScaledWSConv2d) -> nn.Conv2d:
         size: Any = (old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding)
-        new = nn.Conv2d(*size, bias=not norm)
+        new = nn.Conv2d(*size, bias=not norm)  # type: ignore[misc]
         nn.init.kaiming_normal_(new.weight, nonlinearity="relu", generator=generator)
         if new.bias is not None:
             nn.init.zeros_(new.bias)

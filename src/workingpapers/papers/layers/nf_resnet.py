@@ -192,12 +192,12 @@ def signal_follows_the_count(budget: Budget, seed: int) -> Evidence:
 def trains_without_norm(budget: Budget, seed: int) -> Evidence:
     """Accuracy on CIFAR-10 at 16x16 over the same net with batch normalisation, and with neither, by SGD.
 
-    The other two have He's weights; each takes the better of the rates 0.05 and 0.2, with a warm-up and a cosine.
-    A run that diverges counts as chance.
+    The other two have He's weights.  Each has the best of the rates 0.05, 0.2 and 0.5 on another choice of images
+    (seed 1001), 0.2 and without norm 0.05, with a warm-up and a cosine; a run that diverges counts as chance.
     """
-    train, test = budget.pick(quick=(3000, 2000), full=(20000, 5000))
+    train, test = budget.pick(quick=(4000, 2000), full=(20000, 5000))
     split = images("cifar10", train=train, test=test, size=16, seed=seed)
-    depth, epochs = budget.pick(quick=(1, 5), full=(2, 50))
+    depth, epochs = budget.pick(quick=(1, 6), full=(2, 50))
     build = partial(NFResNet, ((depth, 16), (depth, 32), (depth, 64)), 10, bottleneck=False, stem="cifar")
     optimizer: Any = partial(torch.optim.SGD, momentum=0.9, nesterov=True)
 
@@ -209,9 +209,7 @@ def trains_without_norm(budget: Budget, seed: int) -> Evidence:
         trained = fit(net, split, epochs=epochs, lr=lr, **how)
         return 0.1 if trained.diverged else trained.metrics["accuracy"]
 
-    own, batch_norm, no_norm = (
-        max(accuracy(0.05, norm), accuracy(0.2, norm)) for norm in (None, True, False)
-    )
+    own, batch_norm, no_norm = accuracy(0.2), accuracy(0.2, True), accuracy(0.05, False)
     return Evidence(accuracy=own, over_batch_norm=own - batch_norm, over_no_norm=own - no_norm)
 
 
