@@ -41,7 +41,8 @@ def expect_exact(
 
     The error allowed to a value y is `ulps` float32 roundings of the largest of |y| and |x y'|, what rounding x
     alone may cost; to a slope y' it is `ulps` roundings of the larger of |y'| and 1.  In bfloat16 one rounding
-    of the result is added.  `every` thins the points for formulas that take long in 50 digits.
+    of the result is added.  What is smaller than float32's least normal number (times |x|, of a product with x)
+    may be zero.  `every` thins the points for formulas that take long in 50 digits.
     """
     with mp.workdps(50):
         brain, single = (points[::every] for points in grid())
@@ -63,10 +64,11 @@ def _expect(
     )
     for what, got, true, most in zip(("value", "slope"), (y, found), (values, slopes), allowed, strict=True):
         error = (got.double() - true).abs()
-        bad = ~(error <= most + 1e-37)  # not "error > most": a NaN is wrong as well
+        most = most + torch.finfo(torch.float32).tiny * x.double().abs().clamp(min=1)
+        bad = ~(error <= most)  # not "error > most": a NaN is wrong as well
         bad &= true.abs() < (1 - 2.0**-8) * torch.finfo(y.dtype).max  # beyond, infinity is right
         if bad.any():
-            i = int(torch.where(bad, torch.nan_to_num(error / (most + 1e-37), nan=torch.inf), -1.0).argmax())
+            i = int(torch.where(bad, torch.nan_to_num(error / most, nan=torch.inf), -1.0).argmax())
             raise AssertionError(
                 f"at x = {x[i].item()!r} in {y.dtype} the {what} is {got[i].item()!r}, not {true[i].item()!r} "
                 f"({int(bad.sum())} of {len(x)} points are off)"
