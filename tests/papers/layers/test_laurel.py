@@ -106,9 +106,9 @@ def test_the_weights_are_bounded_as_asked(
     weights: str, values: list[float], expected: tuple[float, float]
 ) -> None:
     residual = LaurelResidual(3, "rw", weights=weights)
-    assert [float(w) for w in residual.alpha_beta()] == [1.0, 1.0]
+    assert [float(w.detach()) for w in residual.alpha_beta()] == [1.0, 1.0]
     residual.mix.data = torch.tensor(values).unsqueeze(1)
-    assert [float(w) for w in residual.alpha_beta()] == pytest.approx(expected)
+    assert [float(w.detach()) for w in residual.alpha_beta()] == pytest.approx(expected)
 
 
 def test_the_orthogonal_start_has_the_columns_of_the_papers_footnote() -> None:
@@ -229,7 +229,7 @@ def test_blocks_read_the_activations_before_them() -> None:
     for block in model:
         block.residual.gamma.data = torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64)
         block.residual.mix.data = torch.tensor([[0.0], [0.7]], dtype=torch.float64)
-    alpha, beta = (float(w) for w in model[0].residual.alpha_beta())
+    alpha, beta = (float(w.detach()) for w in model[0].residual.alpha_beta())
     x0 = normal(5, 4)
     f = [block.branch.inner for block in model]
     x1 = alpha * f[0](x0).tanh() + beta * 1.1 * x0

@@ -3,6 +3,7 @@
 import statistics
 import timeit
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ def language_losses(
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Return validation losses and sizes on tinyshakespeare of a 4-layer GPT, of 5 layers, and of variants."""
     corpus, dim = text("tinyshakespeare"), budget.pick(quick=48, full=96)
-    context, steps = budget.pick(quick=32, full=64), budget.pick(quick=250, full=600)
+    context, steps = budget.pick(quick=32, full=64), budget.pick(quick=200, full=600)
 
     def gpt(depth: int) -> nn.Module:
         return initialise(lambda: char_gpt(len(corpus.vocabulary), dim, depth, 4, context), seed)
@@ -42,16 +43,20 @@ def language_losses(
     every = {"baseline": gpt(4), **({"deeper": gpt(5)} if deeper else {})}
     every |= {name: change(gpt(4)) for name, change in variants.items()}
     problem = LanguageModelling(corpus, context, budget.pick(quick=20_000, full=100_000))
-    losses = {
-        name: fit(model, problem, steps=steps, batch=16, lr=3e-3, seed=seed, every=steps).metrics["loss"]
-        for name, model in every.items()
+    how: dict[str, Any] = {
+        "lr": 3e-3,
+        "batch": 16,
+        "schedule": "warmup_cosine",
+        "steps": steps,
+        "every": steps,
     }
+    losses = {name: fit(m, problem, seed=seed, **how).metrics["loss"] for name, m in every.items()}
     return losses, {name: parameters(model) for name, model in every.items()}
 
 
 def image_accuracies(budget: Budget, seed: int, variants: Variants) -> dict[str, float]:
     """Return test accuracies on Fashion-MNIST of a ResNet of 6 blocks, of 7 blocks, and of variants."""
-    train, test, size = budget.pick(quick=(1500, 2000, 14), full=(20000, 10000, 28))
+    train, test, size = budget.pick(quick=(1000, 2000, 14), full=(20000, 10000, 28))
     split = images("fashion_mnist", train, test, size, seed)
 
     def resnet(extra: bool = False) -> nn.Module:
