@@ -3,6 +3,7 @@
 >>> import workingpapers as wp
 >>> wp.find("replace softmax in attention")          # doctest: +SKIP
 >>> wp.make("golu")                                  # doctest: +SKIP
+>>> wp.swap(model, "relu", "golu")                   # doctest: +SKIP
 >>> wp.compare("digits-mlp", {"activation": ["relu", "golu"]}, seeds=5)  # doctest: +SKIP
 >>> wp.check("golu")                                 # doctest: +SKIP
 """
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from workingpapers.verbs.find import find
     from workingpapers.verbs.listing import listing
     from workingpapers.verbs.show import show
+    from workingpapers.verbs.swap import swap, undo
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,8 @@ _HOMES = {
     "find": "verbs.find",
     "listing": "verbs.listing",
     "show": "verbs.show",
+    "swap": "verbs.swap",
+    "undo": "verbs.swap",
 }
 
 __all__ = [
@@ -53,6 +57,8 @@ __all__ = [
     "make",
     "paper",
     "show",
+    "swap",
+    "undo",
 ]
 
 

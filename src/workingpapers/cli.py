@@ -262,6 +262,24 @@ def contract(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: workingpapers swap model.py:build relu golu --where 'layer1.*'")
+def swap(
+    model: Annotated[str, typer.Argument(help="file.py:function that builds a model, or module:function.")],
+    old: Annotated[str, typer.Argument(help="The activation to take out, such as relu.")],
+    new: Annotated[str, typer.Argument(help="The activation to put in.", autocompletion=_options.ids)],
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only places whose names have this pattern.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print where a model has an activation and what a swap would change; `wp.swap` in Python does it."""
+    from workingpapers.verbs import _print
+    from workingpapers.verbs.swap import listed
+
+    rows = listed(model, old, new, where)
+    _print.json(rows) if as_json else _print.rows(rows)
+
+
 @app.command(epilog="Example: workingpapers new my_method --family activations --kind activation")
 def new(
     id: Annotated[str, typer.Argument(help="The new paper's id: a valid Python name.")],

@@ -39,9 +39,10 @@ class Editor:
         """Set an attribute that is no module."""
         self._put("attributes", holder.__dict__, holder, key, new)
 
-    def drop(self, holder: nn.Module, key: str) -> None:
-        """Take an attribute that is no module away."""
+    def drop(self, holder: nn.Module, key: str) -> Any:
+        """Take an attribute that is no module away, and return it."""
         self.edits.append(Edit("attributes", holder, key, True, holder.__dict__.pop(key)))
+        return self.edits[-1].old
 
     def convert(self, holder: nn.Module, cls: type[nn.Module]) -> None:
         """Give `holder` another class."""
@@ -112,7 +113,7 @@ def _undo(edits: list[Edit]) -> nn.Module | None:
         else:
             store = edit.holder._modules if edit.kind == "modules" else edit.holder.__dict__
             if isinstance(edit.old, nn.Module):
-                _follow(edit.old, store[edit.key], edit.holder)
+                _follow(edit.old, store.get(edit.key), edit.holder)
             if edit.had:
                 store[edit.key] = edit.old
             else:

@@ -182,12 +182,7 @@ def _own(name: str, module: nn.Module, inside: tuple[nn.Module, ...], asked: Wan
 
 def _like(module: nn.Module, asked: Wanted) -> str | None:
     """Return the wanted name that the class of a leaf has: the longest name of an activation in it."""
-    if (
-        any(module.children())
-        or module._parameters
-        or _kernels(module)
-        or read_calls(module)
-    ):
+    if any(module.children()) or module._parameters or _kernels(module) or read_calls(module):
         return None
     cls = str(getattr(module, "original_name", class_of(module).__name__)).lower()
     names = [name for name in FORMS if name.replace("_", "") in cls]

@@ -1,5 +1,6 @@
 """Swapping one activation of a model for another, and listing where that would be."""
 
+import inspect
 from collections import Counter
 from typing import Any
 
@@ -101,6 +102,19 @@ def _reasons(places: list[Place]) -> str:
     return shown + (f"; and {len(places) - 5} more" if len(places) > 5 else "")
 
 
+def _takes_one(function: Any) -> bool:
+    """Say whether a function takes the tensor alone, and no further arguments such as `inplace`."""
+    try:
+        return len(inspect.signature(function).parameters) == 1
+    except (TypeError, ValueError):  # a function written in C
+        return False
+
+
+def _first_only(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Leave the arguments out that only the function of before takes."""
+    return (args[:1] or (kwargs["input"],)), {}
+
+
 def _before(place: Place) -> list[tuple[int, bool]]:
     """Return width and axis of the layer before a place in an `nn.Sequential`, where there is one."""
     if place.how != "module" or not isinstance(place.holder, nn.Sequential):
@@ -157,7 +171,7 @@ class Swap:
         device, dtype = device_and_dtype(*reversed(place.inside), self.model)
         if widths == []:
             new = self.recipe.build()
-        elif widths is not None and len(widths) == 1 and not last:
+        elif isinstance(self.channels, int) and widths:
             new = self.recipe.build(widths[0])
         else:
             like = torch.empty(0, device=device, dtype=dtype)
@@ -183,16 +197,21 @@ class Swap:
         if place.how == "call":
             self._answer(place, new)
         elif place.key:
-            if place.how == "attribute":
-                self.editor.drop(place.holder, place.key)
+            if place.how == "attribute" and not _takes_one(self.editor.drop(place.holder, place.key)):
+                new.register_forward_pre_hook(_first_only, with_kwargs=True)
             self.editor.module(place.holder, place.key, new)
             if isinstance(place.holder, nn.TransformerEncoderLayer):
-                self.editor.attribute(
-                    place.holder, "activation_relu_or_gelu", 0
-                )  # its fused path has its own
+                self._leave_fused_path(place)
         else:
             self.editor.edits.append(Edit("model", new, "", True, self.model))
             self.model = new
+
+    def _leave_fused_path(self, place: Place) -> None:
+        """Keep a transformer's evaluation off the fused kernel, which has its own ReLU and GELU."""
+        self.editor.attribute(place.holder, "activation_relu_or_gelu", 0)
+        for module in place.inside:
+            if isinstance(module, nn.TransformerEncoder) and module.__dict__.get("use_nested_tensor"):
+                self.editor.attribute(module, "use_nested_tensor", False)  # made for that kernel alone
 
     def _answer(self, place: Place, new: nn.Module) -> None:
         owner = place.holder

@@ -14,8 +14,9 @@ from workingpapers.surgery.fitted import Recipe
 from workingpapers.surgery.places import Place, plain
 from workingpapers.surgery.running import Run, reads_overwritten, watch
 from workingpapers.surgery.swapping import PARALLEL, Plan, Swap, plan
+from workingpapers.verbs.compare import load_function
 
-__all__ = ["Place", "Plan", "swap", "undo"]
+__all__ = ["Place", "Plan", "listed", "swap", "undo"]
 
 
 @overload
@@ -120,6 +121,23 @@ def swap(
     work.editor.note(work.model, [*sentences, *(f"{plain(p.name)} stays: {p.why}." for p in places if p.why)])
     _warn([p for p in places if p.why], [p for p in chosen if work.sized(p)[0] is None])
     return work.model
+
+
+def listed(model: str, old: str, new: str, where: list[str] | None = None) -> list[dict[str, str]]:
+    """Return the places of a dry run as rows, for the model that 'file.py:function' builds."""
+    built = load_function(model)()
+    if not isinstance(built, nn.Module):
+        raise WorkingPapersError(f"{model} builds a {type(built).__name__}, and no model")
+    places = swap(built, old, new, where=where or None, dry_run=True)
+    return [
+        {
+            "place": plain(p.name) or "(the model)",
+            "how": p.how,
+            "now": p.detail,
+            "then": f"stays: {p.why}" if p.why else new,
+        }
+        for p in places
+    ]
 
 
 def _recipe(new: Any, options: dict[str, Any], channels: int | str | None) -> Recipe:
