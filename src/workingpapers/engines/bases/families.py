@@ -108,58 +108,49 @@ class RBF(Basis):
 
 
 class _Recurrence(Basis):
-    """Polynomials p_0 = 1, p_1 = x, p_{n+1} = a x p_n - b_n p_{n-1}, times a factor each, up to a degree."""
+    """Polynomials p_0 = 1, p_1 = x, p_{n+1} = a x p_n - b_n p_{n-1}, times a factor each, up to a degree.
 
-    def __init__(self, in_features: int, degree: int) -> None:
-        if degree < 0:
-            raise WorkingPapersError(f"the degree of a polynomial is 0 or more; got {degree}")
-        super().__init__(in_features, degree + 1)
-        self.degree = degree
+    `steps` has b_1, b_2, ...; `factors` those of p_0, p_1, ...
+    """
 
-    def step(self, n: int) -> tuple[float, float]:
-        """Return a and b_n."""
-        raise NotImplementedError
-
-    def factor(self, n: int) -> float:
-        """Return what p_n is multiplied by."""
-        return 1.0
+    def __init__(self, in_features: int, a: float, steps: Sequence[float], factors: Sequence[float]) -> None:
+        super().__init__(in_features, len(factors))
+        self.a, self.steps, self.factors = a, list(steps), list(factors)
 
     def evaluate(self, x: Tensor, *tensors: Tensor) -> Tensor:
         found = [torch.ones_like(x), x]
-        for n in range(1, self.degree):
-            a, b = self.step(n)
-            found.append(a * x * found[-1] - b * found[-2])
-        return torch.stack([self.factor(n) * p for n, p in enumerate(found[: self.size])], dim=-1)
+        for b in self.steps:
+            found.append(self.a * x * found[-1] - b * found[-2])
+        return torch.stack([f * p for f, p in zip(self.factors, found, strict=False)], dim=-1)
+
+
+def _check_degree(degree: int) -> None:
+    if degree < 0:
+        raise WorkingPapersError(f"the degree of a polynomial is 0 or more; got {degree}")
 
 
 class Chebyshev(_Recurrence):
     """Chebyshev polynomials of the first kind, T_n(cos t) = cos(n t), n from 0 to `degree`."""
 
     def __init__(self, in_features: int, degree: int = 4) -> None:
-        super().__init__(in_features, degree)
-
-    def step(self, n: int) -> tuple[float, float]:
-        return 2.0, 1.0
+        _check_degree(degree)
+        super().__init__(in_features, 2.0, [1.0] * (degree - 1), [1.0] * (degree + 1))
 
 
 class Gram(_Recurrence):
     """Gram polynomials, orthonormal over `points` even points of [-1, 1] (mean square 1), up to `degree`."""
 
     def __init__(self, in_features: int, degree: int = 4, points: int = 21) -> None:
-        super().__init__(in_features, degree)
+        _check_degree(degree)
         if points <= degree:
             raise WorkingPapersError(
                 f"{points} points carry orthogonal polynomials up to degree {points - 1}; got {degree}"
             )
-        self.points = points
-
-    def step(self, n: int) -> tuple[float, float]:
-        m = self.points
-        return 1.0, n**2 * (m**2 - n**2) / ((4 * n**2 - 1) * (m - 1) ** 2)
-
-    def factor(self, n: int) -> float:
-        # the monic polynomials' squares average to the product of the b_n
-        return math.prod(self.step(k)[1] for k in range(1, n + 1)) ** -0.5
+        m = points
+        b = [n**2 * (m**2 - n**2) / ((4 * n**2 - 1) * (m - 1) ** 2) for n in range(1, degree + 1)]
+        # the squares of the monic polynomial of degree n average to b_1 ... b_n
+        factors = [math.prod(b[:n]) ** -0.5 for n in range(degree + 1)]
+        super().__init__(in_features, 1.0, b[: max(degree - 1, 0)], factors)
 
 
 class Fourier(Basis):

@@ -192,8 +192,9 @@ def matched_width(inputs: int, outputs: int, parameters: int, grid: int = 5, ord
 
 
 def _data(budget: Budget, name: str, seed: int) -> Split:
-    train, test = budget.pick(quick=(4000, 2000), full=(60000, 10000))
-    return images(name, train=train, test=test, seed=seed)
+    train, test = budget.pick(quick=(3000, 1000), full=(60000, 10000))
+    # pixels from 0 to 1, where the intervals of both sorts of KAN lie
+    return images(name, train=train, test=test, normalise=False, seed=seed)
 
 
 def _accuracy(build: Callable[[], nn.Module], split: Split, budget: Budget, seed: int) -> float:
