@@ -280,8 +280,8 @@ def better_than_straight_through(budget: Budget, seed: int) -> Evidence:
 def frequency_sets_the_error(budget: Budget, seed: int) -> Evidence:
     """Quantisation error of a million Laplace weights of scale 0.05, and of trained layers, at omega from 1 to 200.
 
-    `distance_at_200` is that from 1/2 - 4/pi^2; `spread_when_trained` is the least, over the binary layers
-    after stage 1 at omega 20, of the largest error minus the smallest over the frequencies.
+    `distance_at_200` is that from 1/2 - 4/pi^2; `spread_when_trained` the least, over layers after stage 1 at
+    omega 20, of the largest error minus the smallest.
     """
     frequencies = (1, 5, 10, 20, 50, 200)
     uniform = torch.rand(1_000_000, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 0.5
@@ -290,11 +290,8 @@ def frequency_sets_the_error(budget: Budget, seed: int) -> Evidence:
     model = binarize(_net(seed), seed=seed)
     split, epochs = fashion(2000, 500, seed), budget.pick(quick=2, full=20)
     fit_in_stages(model, split, (epochs, 0), (2e-3, 0), (0, 0), optimizer="adam", seed=seed)
-    trained = [
-        [quantisation_error(m.weight, omega) for omega in frequencies]
-        for m in model.modules()
-        if isinstance(m, _Binary)
-    ]
+    layers = [m for m in model.modules() if isinstance(m, _Binary)]
+    trained = [[quantisation_error(m.weight, omega) for omega in frequencies] for m in layers]
     return Evidence(
         error_at_1=errors[1],
         distance_at_200=abs(errors[200] - LIMIT),
