@@ -126,7 +126,7 @@ def quantise(model: nn.Module, x: Tensor, percentile: float = 100.0) -> nn.Modul
 
 def fashion(budget: Budget, seed: int) -> Split:
     """Return Fashion-MNIST pooled to 14x14 and padded to 16x16, or padded to 32x32 at the full budget."""
-    train, test, size = budget.pick(quick=(1500, 1000, 14), full=(20000, 5000, 28))
+    train, test, size = budget.pick(quick=(1100, 1000, 14), full=(20000, 5000, 28))
     split = images("fashion_mnist", train=train, test=test, size=size, seed=seed)
     pad = budget.pick(quick=1, full=2)
     low = float(split.x_train.min())
