@@ -35,8 +35,9 @@ def determination(samples: int, outputs: int, parameters: int) -> float:
 def grid(budget: Budget) -> Iterator[dict[str, Any]]:
     """Give the settings of the pairs: data, layers, filters, activation and learning rate."""
     filters, kernels = budget.pick(quick=((8,), (3,)), full=((8, 16), (3,)))
+    rates = budget.pick(quick=(3e-3, 1e-2), full=(1e-3, 3e-3))  # few steps want larger ones
     for data, layers, channels, kernel, activation, lr in product(
-        ("mnist", "cifar10"), (2, 4, 8), filters, kernels, (nn.Tanh, nn.ReLU), (1e-3, 3e-3)
+        ("mnist", "cifar10"), (2, 4, 8), filters, kernels, (nn.Tanh, nn.ReLU), rates
     ):
         setting = {"data": data, "layers": layers, "channels": channels, "kernel": kernel}
         yield {**setting, "activation": activation, "lr": lr}
@@ -61,7 +62,7 @@ def compare_layouts(
     within 5 % of the run's best, and `determination`.
     """
     full = {"mnist": (8000, 28), "cifar10": (6000, 32)}[data]
-    train, size = budget.pick(quick=(640, 16 if data == "cifar10" else 14), full=full)
+    train, size = budget.pick(quick=(960, 8 if data == "cifar10" else 7), full=full)
     split = images(data, train, budget.pick(quick=500, full=2000), size, seed)
 
     def build(layout: Layout) -> nn.Module:
@@ -74,7 +75,7 @@ def compare_layouts(
     found = {}
     for name, layout in (("sequential", sequential), ("parallel", parallel)):
         model = initialise(lambda layout=layout: build(layout), seed)  # type: ignore[misc]
-        run = fit(model, split, epochs=budget.pick(quick=3, full=4), lr=lr, batch=64, seed=seed)
+        run = fit(model, split, epochs=4, lr=lr, batch=64, seed=seed)
         best = min(point["loss"] for point in run.curve)
         reached = next((p["step"] for p in run.curve if p["loss"] <= 1.05 * best), float("nan"))
         parameters = sum(p.numel() for p in model.parameters())

@@ -10,6 +10,7 @@ Paper: "Rethinking the shape convention of an MLP" (2025), Sections 2 and 3.
 import copy
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -185,12 +186,13 @@ def sweep(
     shapes: Sequence[tuple[int, int]],
     caps: Sequence[int] = CAPS,
     lift: str = "fixed",
+    epochs: int = 4,
 ) -> dict[int, list[Point]]:
     """Train networks of `shapes` to remove noise from Fashion-MNIST images; return the points by cap.
 
-    All have the same images, epochs, batches and learning rate.
+    All have the same images, epochs (`epochs` on the quick budget, 20 on the full), batches and learning rate.
     """
-    train, size, epochs = budget.pick(quick=(1500, 14, 4), full=(10_000, 14, 20))
+    train, size, epochs = budget.pick(quick=(1500, 14, epochs), full=(10_000, 14, 20))
     task = denoising(images("fashion_mnist", train, 1000, size, seed, normalise=False), seed=seed)
     d_x = size * size
     points: dict[int, list[Point]] = {}
@@ -250,7 +252,8 @@ def fixed_lift(budget: Budget, seed: int) -> Evidence:
     """
     lost, miscounted = {}, 0
     for cap in CAPS:
-        fixed, trained = (sweep(budget, seed, [(3, 4)], [cap], lift)[cap][0] for lift in ("fixed", "trained"))
+        one = partial(sweep, budget, seed, [(3, 4)], [cap], epochs=20)
+        fixed, trained = (one(lift=lift)[cap][0] for lift in ("fixed", "trained"))
         lost[f"psnr_lost_{cap // 1000}k"] = trained.psnr - fixed.psnr
         d_x = fixed.skip // 3
         miscounted += abs(trained.parameters - fixed.parameters - d_x * fixed.skip)
@@ -268,7 +271,9 @@ def fixed_lift(budget: Budget, seed: int) -> Evidence:
 )
 def growth(budget: Budget, seed: int) -> Evidence:
     """How depth and d_h / d_z of the best hourglass change from one cap to the next, at the worse of two steps."""
-    best = [max(points, key=lambda p: p.psnr) for points in sweep(budget, seed, HOURGLASSES).values()]
+    best = [
+        max(points, key=lambda p: p.psnr) for points in sweep(budget, seed, HOURGLASSES, epochs=6).values()
+    ]
     return Evidence(
         least_step_in_depth=min(b.depth - a.depth for a, b in pairwise(best)),
         largest_step_in_ratio=max(b.hidden / b.skip - a.hidden / a.skip for a, b in pairwise(best)),
