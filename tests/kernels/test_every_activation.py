@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
 from tests.contracts.test_registered import COMPONENTS
+from torch import Tensor
 
 from workingpapers.catalog import component, make
 from workingpapers.catalog.references import REFERENCES
