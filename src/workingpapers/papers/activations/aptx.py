@@ -7,7 +7,7 @@ With alpha = 1 and gamma = 1/2 it is Swish, x sigmoid(2 beta x): SiLU at beta = 
 beta.  Beta = 1/2 left of zero and 1 right of it come close to Mish: within 0.0359 on [-5, 5], 0.0109 on average.
 
 Paper: "APTx: better activation function than MISH, SWISH, and ReLU's variants used in deep learning" (2022),
-Section 3; parameters and their defaults as in the author's package.
+with the parameters and defaults of the author's package.
 """
 
 from collections import Counter
