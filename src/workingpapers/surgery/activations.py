@@ -72,12 +72,10 @@ def _functions() -> dict[Any, tuple[str, bool]]:
             for home in (torch, functional, Tensor) if base else ():
                 if callable(getattr(home, spelt, None)):
                     found[getattr(home, spelt)] = (name, in_place)
-            packet = getattr(torch.ops.aten, {"logsigmoid": "log_sigmoid"}.get(base, base) or "-", None)
-            if packet is not None and not in_place:
-                found[packet] = (name, False)
-                found.update(
-                    {getattr(packet, o): (name, False) for o in packet.overloads() if o == "default"}
-                )
+            operator = {"logsigmoid": "log_sigmoid"}.get(base, base) + "_" * in_place
+            packet = getattr(torch.ops.aten, operator, None) if base else None
+            if packet is not None:
+                found[packet] = found[packet.default] = (name, in_place)
     return found
 
 

@@ -136,10 +136,18 @@ def rewritten(graph: fx.Graph, names: Mapping[str, str]) -> fx.Graph:
             continue
         with changed.inserting_before(node):
             x = node.args[0] if node.args else node.kwargs["input"]
-            node.replace_all_uses_with(changed.call_module(key, (x,)))
+            reread = _underscored(node) and (not node.users or len(x.users) > 1)
+            value = changed.call_module(key, (changed.call_method("clone", (x,)) if reread else x,))
+            node.replace_all_uses_with(changed.call_method("copy_", (x, value)) if reread else value)
         changed.erase_node(node)
     changed.lint()
     return changed
+
+
+def _underscored(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    return underscored(node.target) or bool(node.kwargs.get("inplace"))
 
 
 def node_named(node: fx.Node) -> str | None:

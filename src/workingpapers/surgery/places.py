@@ -224,7 +224,8 @@ def _kernels(module: nn.Module) -> tuple[str, ...]:
         return (str(module.nonlinearity),)
     if isinstance(module, torch.jit.ScriptModule):
         return ()
-    fused = "relu" if "ReLU" in type(module).__name__ and _quantised(module) else None
+    shown = any(type(child) in CLASSES for child in module.children())
+    fused = "relu" if "ReLU" in type(module).__name__ and _quantised(module) and not shown else None
     return (fused,) if fused else INSIDE_KERNELS.get(type(module), ())
 
 

@@ -125,6 +125,8 @@ class _Reader:
                 name = "gelu_tanh" if name == "gelu" and tanh else name
                 read = Read(name, spelt, Path(code.co_filename).name, line)
                 None if read in self.found else self.found.append(read)
+            elif not isinstance(item, nn.Module | type) and _is_users(_called(item)):
+                self.read(_called(item), method=False)
             elif _is_users(item):
                 method = getattr(type(self.module), getattr(item, "__name__", ""), None) is item
                 self.read(item, method=method)
@@ -161,6 +163,11 @@ def _is_users(value: Any) -> bool:
     if not isinstance(function, types.FunctionType):
         return False
     return (function.__module__ or "").split(".")[0] not in FOREIGN
+
+
+def _called(value: Any) -> Any:
+    """Return what runs when an object is called, if its class says so."""
+    return inspect.getattr_static(type(value), "__call__", None)
 
 
 def _cell(cell: types.CellType) -> Any:

@@ -19,6 +19,9 @@ FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
 
+Seen = tuple[tuple[int, ...], bool]  # the shape of an input, and whether its channels are last
+
+
 def channels_last(layer: nn.Module) -> bool | None:
     """Say whether a layer's channels are its last dimension (True), the second (False), or that is unknown."""
     if isinstance(layer, FIRST) or "2d" in type(layer).__name__.lower():
@@ -28,7 +31,7 @@ def channels_last(layer: nn.Module) -> bool | None:
 
 @dataclass
 class Run:
-    """What one run showed: (width, whether channels are last) of every input.
+    """What one run showed of every input: its shape, and whether its channels are last.
 
     Attributes:
         modules: for each module.
@@ -36,10 +39,8 @@ class Run:
         in_place: the calls that asked for it by an argument.
     """
 
-    modules: dict[nn.Module, dict[tuple[int, bool], None]] = field(default_factory=lambda: defaultdict(dict))
-    calls: dict[tuple[nn.Module, str], dict[tuple[int, bool], None]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )
+    modules: dict[nn.Module, dict[Seen, None]] = field(default_factory=lambda: defaultdict(dict))
+    calls: dict[tuple[nn.Module, str], dict[Seen, None]] = field(default_factory=lambda: defaultdict(dict))
     in_place: set[tuple[nn.Module, str]] = field(default_factory=set)
 
 
@@ -55,7 +56,7 @@ class _Watch(TorchFunctionMode):
         name = call_named(func, args, kwargs) if func in FUNCTIONS else None
         x = args[0] if args else kwargs.get("input")
         if name and self.stack and isinstance(x, Tensor):
-            self.run.calls[self.stack[-1], name][self._width(x)] = None
+            self.run.calls[self.stack[-1], name][self._seen(x)] = None
             if kwargs.get("inplace"):
                 self.run.in_place.add((self.stack[-1], name))
         return func(*args, **kwargs)
@@ -63,7 +64,7 @@ class _Watch(TorchFunctionMode):
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.stack.append(module)
         if args and isinstance(args[0], Tensor):
-            self.run.modules[module][self._width(args[0])] = None
+            self.run.modules[module][self._seen(args[0])] = None
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.stack and self.stack[-1] is module:
@@ -71,9 +72,8 @@ class _Watch(TorchFunctionMode):
         if module._parameters or isinstance(module, FIRST + LAST):
             self.last = channels_last(module)
 
-    def _width(self, x: Tensor) -> tuple[int, bool]:
-        last = x.ndim == 3 if self.last is None else self.last
-        return (x.shape[-1 if last or x.ndim < 2 else 1] if x.ndim else 1), bool(last and x.ndim != 2)
+    def _seen(self, x: Tensor) -> Seen:
+        return tuple(x.shape), x.ndim == 3 if self.last is None else self.last
 
 
 def watch(model: nn.Module, inputs: Any) -> Run:

@@ -23,7 +23,7 @@ from workingpapers.surgery.places import (
     select,
     wanted,
 )
-from workingpapers.surgery.running import Run, channels_last
+from workingpapers.surgery.running import Run, Seen, channels_last
 
 HOOKS = [
     key for key in nn.Identity().__dict__ if key.endswith(("_hooks", "_hooks_with_kwargs", "_always_called"))
@@ -115,8 +115,8 @@ def _first_only(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return (args[:1] or (kwargs["input"],)), {}
 
 
-def _before(place: Place) -> list[tuple[int, bool]]:
-    """Return width and axis of the layer before a place in an `nn.Sequential`, where there is one."""
+def _before(place: Place) -> list[Seen]:
+    """Return a shape with the width of the layer before a place in an `nn.Sequential`, where there is one."""
     if place.how != "module" or not isinstance(place.holder, nn.Sequential):
         return []
     children = list(place.holder._modules.items())
@@ -128,7 +128,9 @@ def _before(place: Place) -> list[tuple[int, bool]]:
         shape = getattr(layer, "normalized_shape", (0,))
         sizes = [getattr(layer, name, None) for name in ("out_channels", "out_features", "num_features")]
         width = next((w for w in [*sizes, shape[-1]] if isinstance(w, int) and w), None)
-        return [(width, last)] if width is not None and last is not None else []
+        if width is None or last is None:
+            return []
+        return [((1, 1, width) if last else (1, width, 1), last)]
     return []
 
 
@@ -151,14 +153,17 @@ class Swap:
         if self.channels is None and not self.recipe.needs_channels:
             return [], None
         asked = {"first": False, "last": True}.get(str(self.channels))
-        seen = self._seen(place) or _before(place)
+        seen = self._seen(place) or [(s, last) for s, last in _before(place) if asked in (None, last)]
         if not seen:
             return None, asked
-        widths = list(dict.fromkeys(width for width, _ in seen))
-        axes = {last for _, last in seen}
-        return widths, asked if asked is not None else axes.pop() if len(axes) == 1 else None
+        axes = {last for shape, last in seen if len(shape) > 2} if asked is None else {asked}
+        widths = [
+            shape[-1 if len(shape) < 2 or (last if asked is None else asked) else 1] if shape else 1
+            for shape, last in seen
+        ]
+        return list(dict.fromkeys(widths)), axes.pop() if len(axes) == 1 else None
 
-    def _seen(self, place: Place) -> list[tuple[int, bool]]:
+    def _seen(self, place: Place) -> list[Seen]:
         if self.run is None:
             return []
         if place.how == "module":

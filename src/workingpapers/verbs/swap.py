@@ -106,6 +106,7 @@ def swap(
         raise WorkingPapersError(
             "the model itself is the activation: only a copy can be swapped (inplace=False)"
         )
+    unsized = [p for p in chosen if work.sized(p)[0] is None]
     work.writes = _must_write(model, chosen, inputs, run)
     try:
         for place in chosen:
@@ -119,7 +120,7 @@ def swap(
         f"{plain(p.name) or 'The model'} is {recipe.name} now, in place of {p.activation}." for p in chosen
     ]
     work.editor.note(work.model, [*sentences, *(f"{plain(p.name)} stays: {p.why}." for p in places if p.why)])
-    _warn([p for p in places if p.why], [p for p in chosen if work.sized(p)[0] is None])
+    _warn([p for p in places if p.why], unsized)
     return work.model
 
 
