@@ -226,7 +226,7 @@ def spectrum(weights: Tensor, energy: float = 0.9) -> Finding:
 
 
 def _images(budget: Budget, seed: int) -> Split:
-    train, test = budget.pick(quick=(2000, 1000), full=(10000, 2000))
+    train, test = budget.pick(quick=(1000, 1000), full=(10000, 2000))
     return images("cifar10", train=train, test=test, size=budget.pick(quick=16, full=32), seed=seed)
 
 
@@ -237,14 +237,14 @@ def _trained(mixer: Callable[..., Any], split: Split, budget: Budget, seed: int)
         lambda: vit(3, side, budget.pick(quick=2, full=4), 10, dim, depth, 3, mixer=mixer), seed
     )
     how: dict[str, Any] = {"optimizer": "adamw", "schedule": "warmup_cosine", "lr": 1e-3, "seed": seed}
-    result = fit(model, split, epochs=budget.pick(quick=4, full=10), **how)
+    result = fit(model, split, epochs=budget.pick(quick=3, full=10), **how)
     return model, 0.0 if result.diverged else result.metrics["accuracy"]
 
 
 @claim(
     "karat",
     "Learnable Fourier attention outperforms or matches plain vision transformers on small and large image sets.",
-    seeds=5,
+    seeds=3,
     holds=at_least(-0.01, of="over_softmax"),
 )
 def image_accuracy(budget: Budget, seed: int) -> Evidence:
@@ -266,7 +266,7 @@ def _note(seen: list[Tensor], module: nn.Module, inputs: tuple[Tensor, ...]) -> 
     "karat",
     "Spectral behaviour, loss landscapes and attention maps of learnable attention differ from the vanilla model's "
     "and are compared.",
-    seeds=5,
+    seeds=3,
     holds=at_most(1.05, of="rank_ratio"),
 )
 def attention_spectrum(budget: Budget, seed: int) -> Evidence:

@@ -236,7 +236,7 @@ def mean_ranks(errors: Sequence[dict[str, float]]) -> dict[str, float]:
     "Letting each node choose among activation families outperforms baselines on seven function-fitting tasks and "
     "clearly exceeds MLPs of equal parameter count.",
     figure="seven function-fitting tasks",
-    seeds=5,
+    seeds=3,
     holds=all_of(at_most(1.1, of="over_best_family"), at_most(2.0, of="place"), at_most(0.5, of="over_mlp")),
 )
 def function_fitting(budget: Budget, seed: int) -> Evidence:
