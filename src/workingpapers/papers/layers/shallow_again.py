@@ -198,6 +198,7 @@ def term_norms(terms: dict[tuple[int, ...], Tensor]) -> list[float]:
     figure="6912 combinations on MNIST and CIFAR10",
     seeds=3,
     holds=all_of(at_most(0.1, of="median_gap"), at_least(0.8, of="correlation")),
+    calibrated="After seed 1000 (gap 0.016) training was doubled to 60 steps, on smaller images; not the rule.",
 )
 def same_loss(budget: Budget, seed: int) -> Evidence:
     """Relative gap of validation losses over 24 pairs on MNIST and CIFAR-10, and correlation of their logarithms.

@@ -204,8 +204,7 @@ class MPMLP(nn.Module):
         """Return mean and variance of the targets, the noise's E exp(l) included."""
         out, d = self.moments(x), self.outputs
         level = out.mean[..., d:] + 0.5 * out.diagonal[..., d:] if self.log_noise is None else self.log_noise
-        noise = level.exp()
-        return out.mean[..., :d], out.diagonal[..., :d] + noise
+        return out.mean[..., :d], out.diagonal[..., :d] + level.exp()
 
     def extra_repr(self) -> str:
         return f"full_cov={self.full_cov}, noise={self.noise!r}"
@@ -258,6 +257,7 @@ def convert(
         at_most(0.8, of="diagonal_time"),
         at_most(0.5, of="covariance_time"),
     ),
+    calibrated="On seed 1000 kernels were fused (diagonal time 0.90), now they are not; not the rule.",
 )
 def against_relu(budget: Budget, seed: int) -> Evidence:
     """Test log likelihood and error of 50 units, mask against exact ReLU moments, and times of the activation.
