@@ -15,6 +15,11 @@ README = (ROOT / "README.md").read_text("utf-8")
 SCRIPT = """
 import random
 
+from torch import nn
+
+def model():
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+
 def run(activation, lr, seed):
     return {"accuracy": 0.9 + 0.05 * (activation == "golu") + 0.01 * random.random(), "loss": lr}
 """
@@ -62,8 +67,8 @@ def test_make_knows_the_command(command: str) -> None:
 
 
 def test_the_python_runs() -> None:
-    whole, sketch = blocks("python")
-    exec(compile(whole, "README", "exec"), {})
+    *whole, sketch = blocks("python")
+    exec(compile("\n".join(whole), "README", "exec"), {})
     compile(sketch, "README", "exec")
 
 

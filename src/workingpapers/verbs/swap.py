@@ -3,7 +3,7 @@
 import copy
 import warnings
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any
 
 from torch import nn
 
@@ -19,36 +19,6 @@ from workingpapers.verbs.compare import load_function
 __all__ = ["Place", "Plan", "listed", "swap", "undo"]
 
 
-@overload
-def swap(
-    model: nn.Module,
-    old: Any,
-    new: Any,
-    *,
-    where: Any = ...,
-    inputs: Any = ...,
-    channels: int | str | None = ...,
-    inplace: bool = ...,
-    dry_run: Literal[False] = ...,
-    **options: Any,
-) -> nn.Module: ...
-
-
-@overload
-def swap(
-    model: nn.Module,
-    old: Any,
-    new: Any,
-    *,
-    where: Any = ...,
-    inputs: Any = ...,
-    channels: int | str | None = ...,
-    inplace: bool = ...,
-    dry_run: Literal[True],
-    **options: Any,
-) -> Plan: ...
-
-
 def swap(
     model: nn.Module,
     old: Any,
@@ -60,7 +30,7 @@ def swap(
     inplace: bool = False,
     dry_run: bool = False,
     **options: Any,
-) -> nn.Module | Plan:
+) -> Any:
     """Return a copy of `model` with the activation `old` swapped for `new`; the model itself stays as it is.
 
     Swapped are modules, callables held as attributes, and the functions and methods that a module calls in
