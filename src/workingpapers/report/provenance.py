@@ -28,10 +28,8 @@ def shell_command(argv: Sequence[str] | None = None) -> str | None:
     """Return the command line of this process as one would type it, None where it is a notebook or a console."""
     words = list(sys.argv if argv is None else argv)
     program = Path(words[0]).name if words else ""
-    if program in ("workingpapers", "workingpapers.exe") or Path(words[0] if words else "").parts[-2:] in (
-        ("workingpapers", "__main__.py"),
-        ("workingpapers", "cli.py"),
-    ):
+    module = Path(words[0] if words else "").parts[-2:]
+    if program in ("workingpapers", "workingpapers.exe") or module == ("workingpapers", "__main__.py"):
         return without_home(shlex.join(["workingpapers", *words[1:]]))
     if program.endswith(".py") and not program.startswith(("ipykernel", "colab")):
         return without_home(shlex.join(["python", _near(words[0]), *words[1:]]))

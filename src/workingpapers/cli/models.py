@@ -1,0 +1,87 @@
+"""The doors to what works on models: bench, contract, swap.  Heavy imports happen inside the commands."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from workingpapers.cli import _options
+from workingpapers.cli._app import app
+from workingpapers.cli._options import Json
+
+
+@app.command(epilog="Example: workingpapers bench golu --against gelu,compile,eager --plot golu.png")
+def bench(
+    name: Annotated[str, typer.Argument(help="An activation, such as golu.", autocompletion=_options.ids)],
+    against: Annotated[
+        str, typer.Option(help="Its peers: names of activations, eager, compile.")
+    ] = "gelu,compile,eager",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    sizes: Annotated[
+        str | None, typer.Option(help="Numbers of elements, such as 1024,4194304 or 2^10,2^22.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Times that all are timed, in turns.")] = 9,
+    plot: Annotated[str | None, typer.Option(help="Write a figure of time over size here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time an activation here against peers and the memory's speed, forward and with backward."""
+    from workingpapers.verbs import _print
+    from workingpapers.verbs._draw import save_figure
+    from workingpapers.verbs.bench import bench as timed
+    from workingpapers.verbs.bench import elements
+
+    chosen = [elements(size) for size in sizes.split(",")] if sizes else None
+    with _print.status(quiet=as_json) as progress:
+        found = timed(
+            name,
+            against.split(","),
+            device=device,
+            dtype=dtype,
+            sizes=chosen,
+            rounds=rounds,
+            progress=progress,
+        )
+    _print.json(found.as_dict()) if as_json else _print.bench(found)
+    if plot is not None:
+        save_figure(found.figure(), plot)
+        print(f"drawn: {plot}", file=sys.stderr)
+
+
+@app.command(epilog="Example: workingpapers contract golu")
+def contract(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A component: a paper's id, a part such as repvgg.block, or a reference such as relu.",
+            autocompletion=_options.ids,
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Check one component against the contract of its kind, check by check."""
+    from workingpapers.contracts import check_contract
+    from workingpapers.verbs import _print
+
+    report = check_contract(name)
+    _print.json({k: str(v) for k, v in report.results.items()}) if as_json else print(report)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: workingpapers swap model.py:build relu golu --where 'layer1.*'")
+def swap(
+    model: Annotated[str, typer.Argument(help="file.py:function that builds a model, or module:function.")],
+    old: Annotated[str, typer.Argument(help="The activation to take out, such as relu.")],
+    new: Annotated[str, typer.Argument(help="The activation to put in.", autocompletion=_options.ids)],
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only places whose names have this pattern.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print where a model has an activation and what a swap would change; `wp.swap` in Python does it."""
+    from workingpapers.verbs import _print
+    from workingpapers.verbs.swap import listed
+
+    rows = listed(model, old, new, where)
+    _print.json(rows) if as_json else _print.rows(rows)
