@@ -151,11 +151,27 @@ class Layer(nn.Module):
         return gompertz(self.linear(x), beta=per_channel(self.beta, x))
 
 
+class Scaled(nn.Module):
+    """The formula with a number, which torch.fx can trace."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gompertz(x, beta=2.0)
+
+
 def test_compile_and_export_have_no_graph_breaks() -> None:
     layer, x = Layer(), torch.randn(3, 8)
     with fusing("always"):
         torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x))
         torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
+def test_tracing_finds_the_formula_as_one_node_or_as_it_is() -> None:
+    layer, x = Layer(), torch.randn(3, 8)
+    traced = torch.fx.symbolic_trace(Scaled())
+    assert [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"] == ["gompertz"]
+    torch.testing.assert_close(traced(x), gompertz(x, beta=2.0))
+    with fusing("always"):
+        torch.testing.assert_close(torch.jit.trace(layer, (x,))(x), layer(x))
 
 
 def test_small_tensors_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

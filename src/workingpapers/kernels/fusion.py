@@ -59,7 +59,7 @@ def fusing(mode: str) -> Iterator[None]:
 
 def fuses(formula: Formula, x: Tensor) -> bool:
     """Tell whether `formula` of `x` is to be fused: `x` is large, and no other machinery looks on."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
     device, mode = x.device.type, _mode.get() or os.environ.get("WORKINGPAPERS_FUSING")
     if mode == "never" or device not in FUSED_FROM or (formula, device) in _broken:
@@ -70,7 +70,6 @@ def fuses(formula: Formula, x: Tensor) -> bool:
         type(x) not in (Tensor, torch.nn.Parameter)
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
         or _get_current_dispatch_mode() is not None
     )
 
@@ -210,7 +209,8 @@ def _backward_kernel(
                 every[i] = value
             return formula.function(**dict(zip(names, every, strict=True)), **constants)
 
-        value, pull = torch.func.vjp(function, *(raised[i] for i in free))
+        vjp: Any = torch.func.vjp
+        value, pull = vjp(function, *(raised[i] for i in free))
         found = pull(grad.to(value.dtype))
         # a gradient as large as the input is rounded here, in the pass; sums over rows stay exact until added up
         return tuple(

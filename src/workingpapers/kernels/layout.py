@@ -76,7 +76,8 @@ def layout(tensors: Sequence[Tensor], elementwise: bool) -> Layout | None:
     if len(axes) > 1 or "other" in axes:
         return None
     axis = axes.pop() if axes else None
-    order = tuple(sorted(range(x.ndim), key=lambda d: -x.stride(d)))
+    strides = x.stride()
+    order = tuple(sorted(range(x.ndim), key=lambda d: -strides[d]))
     if not x.permute(order).is_contiguous():
         order = tuple(range(x.ndim))
     if axis is None:

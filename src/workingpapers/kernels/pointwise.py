@@ -9,9 +9,10 @@ higher derivatives, `vmap` and tensor subclasses see the formula itself.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
+from torch.fx import Proxy
 
 from workingpapers.kernels.fusion import LOW_PRECISION, Formula, fused, fuses
 
@@ -45,7 +46,7 @@ def per_channel(parameter: Tensor, x: Tensor) -> Tensor:
 
     A single value is returned as it is.
     """
-    return parameter if parameter.numel() == 1 else parameter.view(-1, *[1] * (x.ndim - 2))
+    return parameter if parameter.ndim == 0 else parameter.view(-1, *[1] * (x.ndim - 2))
 
 
 def _dispatched(formula: Callable[..., Tensor], *, elementwise: bool) -> Callable[..., Tensor]:
@@ -53,6 +54,9 @@ def _dispatched(formula: Callable[..., Tensor], *, elementwise: bool) -> Callabl
 
     @functools.wraps(formula)
     def apply(x: Tensor, *parameters: Any, **named: Any) -> Tensor:
+        if isinstance(x, Proxy):  # torch.fx traces: the whole formula is one node of the graph
+            node: Any = x.tracer.create_proxy("call_function", apply, (x, *parameters), named)
+            return cast(Tensor, node)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             came = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise TypeError(f"{formula.__name__} takes a floating-point tensor; got {came}")

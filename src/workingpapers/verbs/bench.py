@@ -133,16 +133,17 @@ def bench(
     return Bench(name, device, dtype, bandwidth, timings)
 
 
-def elements(size: str) -> int:
-    """Return the number that `size` writes, such as "1024" or "2^10".
+def elements(written: str) -> int:
+    """Return the number that `written` stands for, such as "1024" or "2^10".
 
     Raises:
         WorkingPapersError: where it writes none.
     """
-    base, _, exponent = size.strip().partition("^")
+    base, _, exponent = written.strip().partition("^")
     if not (base.isdigit() and (exponent or "1").isdigit()) or int(base) < 1:
-        raise WorkingPapersError(f"a size is a number of elements such as 1024 or 2^10; got {size!r}")
-    return int(base) ** int(exponent or "1")
+        raise WorkingPapersError(f"a size is a number of elements such as 1024 or 2^10; got {written!r}")
+    size: int = int(base) ** int(exponent or "1")
+    return size
 
 
 def _contender(name: str, own: str, device: str, dtype: str) -> Callable[[Tensor], Tensor]:
