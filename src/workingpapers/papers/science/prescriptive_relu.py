@@ -9,7 +9,6 @@ pattern of active ReLUs each f_t is affine, so the patterns and the differences 
 Paper: "Learning Prescriptive ReLU Networks" (2023); the objective is reconstructed from its description.
 """
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -100,10 +99,8 @@ class PrescriptiveReLU(nn.Module):
 
         A `Split` or a `Leaf`, with prescribe(x), leaves() and describe(names).
         """
-        layers = [
-            (linear.weight.detach().double().cpu().numpy(), linear.bias.detach().double().cpu().numpy())
-            for linear in copy.deepcopy(self.layers)
-        ]
+        modules: Any = self.layers
+        layers = [tuple(p.detach().double().cpu().numpy() for p in (m.weight, m.bias)) for m in modules]
         if self.cost:
             layers[-1] = (-layers[-1][0], -layers[-1][1])
         return tree_of(layers, [(t, np.asarray(w, float), float(c)) for t, w, c in self.forbidden])
