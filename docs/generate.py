@@ -92,7 +92,7 @@ def verdicts_page() -> str:
     lines += ["", "## What did not hold", ""]
     for id, name, entry in entries:
         if entry["result"] == "does not hold":
-            lines += [f"**{id}:{name}.** {remarks()[f'{id}:{name}']}", ""]
+            lines += [f"**{id}:{name}.** {remarks().get(f'{id}:{name}', 'No remark yet.')}", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
