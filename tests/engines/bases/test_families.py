@@ -15,6 +15,7 @@ from workingpapers.engines.bases import (
     Gram,
     Linear,
     MexicanHat,
+    Rational,
     ReLUPower,
     basis,
 )
@@ -72,6 +73,26 @@ def test_the_mexican_hat_has_no_mean_and_norm_one():
     assert bool(torch.isfinite(hat(torch.tensor([[1e200]], dtype=torch.float64))).all())
 
 
+def test_rationals_are_powers_over_one_denominator():
+    functions = Rational(2, 3, 2).double()
+    with torch.no_grad():
+        functions.b[1] = torch.tensor([-3.0, 0.5])
+    for x in (-1.7, 0.4, 8.0):  # the denominator's polynomial is above, below and above 0
+        found = functions(torch.tensor([[0.0, x]], dtype=torch.float64))[0, 1].tolist()
+        below = 1 + abs(-3 * x + 0.5 * x**2)
+        assert found == pytest.approx([1 / below, x / below, x**2 / below, x**3 / below])
+    assert functions(torch.zeros(1, 2, dtype=torch.float64))[0, 0].tolist() == [1, 0, 0, 0]
+
+
+def test_rationals_of_equal_degrees_are_bounded_and_can_be_trained():
+    functions = Rational(1, 2, 2)
+    with torch.no_grad():
+        functions.b[0] = torch.tensor([1.0, -0.25])
+    assert functions(torch.tensor([[1e8]]))[0, 0].tolist() == pytest.approx([0, 0, 4], abs=1e-6)
+    functions(torch.tensor([[2.0]]))[0, 0, 1].backward()  # 2 / (1 + 2 b_1 + 4 b_2), with b_1 = 1, b_2 = -1/4
+    assert functions.b.grad[0].tolist() == pytest.approx([-2 / 4 * 2, -2 / 4 * 4])
+
+
 def test_linear_is_x():
     x = torch.randn(4, 3)
     assert torch.equal(Linear(3)(x)[..., 0], x)
@@ -97,6 +118,8 @@ def test_families_that_cannot_be_are_refused():
         (lambda: Gram(2, 5, points=5), "up to degree 4; got 5"),
         (lambda: basis("bspline", 2, order=-1), "order of a spline is 0 or more; got -1"),
         (lambda: ReLUPower(2, power=0), "power of a bump is at least 1; got 0"),
+        (lambda: Rational(2, -1), "degree of a polynomial is 0 or more; got -1"),
+        (lambda: Rational(2, 2, 0), "degree of a denominator is at least 1; got 0"),
         (lambda: Fourier(2, 0), "at least one input and one function; got 2 and 0"),
     ):
         with pytest.raises(WorkingPapersError, match=message):

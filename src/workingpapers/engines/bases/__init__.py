@@ -11,6 +11,7 @@ from workingpapers.engines.bases.families import (
     Gram,
     Linear,
     MexicanHat,
+    Rational,
     ReLUPower,
     basis,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Gram",
     "Linear",
     "MexicanHat",
+    "Rational",
     "ReLUPower",
     "Reading",
     "basis",

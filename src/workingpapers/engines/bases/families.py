@@ -226,6 +226,33 @@ class MexicanHat(Basis):
         return hat
 
 
+class Rational(Basis):
+    """x^k / (1 + |b_1 x + ... + b_n x^n|), k from 0 to m: rational functions without poles on the real line.
+
+    Sums of them are the rational functions of degrees (m, n) with the denominator, trained per input, that all
+    outputs share; with m <= n they stay bounded.  The slope jumps where b_1 x + ... + b_n x^n passes through 0.
+    """
+
+    def __init__(self, in_features: int, numerator: int = 5, denominator: int = 4) -> None:
+        _check_degree(numerator)
+        if denominator < 1:
+            raise WorkingPapersError(f"the degree of a denominator is at least 1; got {denominator}")
+        super().__init__(in_features, numerator + 1)
+        self.b = nn.Parameter(torch.randn(in_features, denominator))
+
+    def tensors(self) -> Sequence[Tensor]:
+        return (self.b,)
+
+    def evaluate(self, x: Tensor, *tensors: Tensor) -> Tensor:
+        below = torch.zeros_like(x)
+        for b in reversed(tensors[0].unbind(1)):
+            below = (below + b) * x
+        found = [1 / (1 + below.abs())]
+        while len(found) < self.size:
+            found.append(found[-1] * x)
+        return torch.stack(found, dim=-1)
+
+
 class Linear(Basis):
     """The one function x."""
 
@@ -244,6 +271,7 @@ BASES: dict[str, Callable[..., Basis]] = {
     "relu_power": ReLUPower,
     "wavelet": MexicanHat,
     "gram": Gram,
+    "rational": Rational,
     "linear": Linear,
 }
 
