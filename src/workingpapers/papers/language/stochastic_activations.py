@@ -203,11 +203,12 @@ def zero_shares(model: nn.Module, inputs: Tensor) -> dict[str, float]:
 
 def trained(p: float, evaluation: str, alpha: float, budget: Budget, seed: int) -> tuple[CharGPT, float]:
     """Train the claims' model on tinyshakespeare; return it and its validation loss (nan if it diverged)."""
-    corpus, steps = text("tinyshakespeare"), budget.pick(quick=250, full=5000)
+    corpus, steps = text("tinyshakespeare"), budget.pick(quick=400, full=5000)
     activation = partial(StochasticActivation, p, evaluation=evaluation)
     model = initialise(partial(gated_gpt, len(corpus.vocabulary), 64, activation), seed)
     problem, rate = LanguageModelling(corpus, 64, test_tokens=20_000), switching(model, alpha)
-    run = fit(model, problem, steps=steps, batch=16, lr=3e-3, schedule=rate, seed=seed, every=steps)
+    batch = budget.pick(quick=8, full=16)
+    run = fit(model, problem, steps=steps, batch=batch, lr=3e-3, schedule=rate, seed=seed, every=steps)
     return model, run.metrics["loss"]
 
 
