@@ -1,8 +1,9 @@
 """What several activation papers measure by: four convolutions on small Fashion-MNIST images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 from workingpapers.data import Split, images
@@ -43,3 +44,8 @@ def fitted(
     """Train `four_convolutions` by Adam from 5e-3 down, whatever the activation; the seed decides the rest."""
     model = initialise(lambda: four_convolutions(activation, norm), seed)
     return model, fit(model, split, epochs=epochs, lr=5e-3, schedule="cosine", seed=seed)
+
+
+def plain_sgd(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Return gradient descent without momentum, as `fit` takes an optimizer."""
+    return torch.optim.SGD(parameters, lr)

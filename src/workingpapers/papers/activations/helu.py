@@ -11,7 +11,6 @@ alpha is fixed.  A threshold in units of the input's deviation and one that deca
 """
 
 import copy
-from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -22,11 +21,11 @@ from workingpapers.catalog import claim, paper
 from workingpapers.data import Split, images
 from workingpapers.errors import WorkingPapersError
 from workingpapers.experiments import Evidence, all_of, at_least, at_most
+from workingpapers.papers.activations._fashion import Factory, plain_sgd
 from workingpapers.surgery import replace_modules
 from workingpapers.surgery.collect import collect
 from workingpapers.tasks import Budget, fit, initialise, mlp
 
-Factory = Callable[[], nn.Module]
 Kinds = type[nn.Module] | tuple[type[nn.Module], ...]
 
 
@@ -151,10 +150,6 @@ def silent_layer(
     return model, Split(x, y, x, y, 0, "square")
 
 
-def _sgd(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr)
-
-
 def biased_mlp(activation: Factory, bias: float | None) -> nn.Sequential:
     """Build the perceptron 784-256x4-10, all biases `bias` at first (None: torch's own), no normalisation."""
     model = mlp([784, 256, 256, 256, 256, 10], activation)
@@ -188,7 +183,7 @@ def fewer_dead_units(budget: Budget, seed: int) -> Evidence:
         for name, kind in {"relu": nn.ReLU, "helu": HeLU, **(usual if bias is None else {})}.items():
             for lr in (0.1, 0.3):
                 model = initialise(partial(biased_mlp, kind, bias), seed)
-                found = fit(model, split, epochs=5, every=10**6, lr=lr, optimizer=_sgd, seed=seed)
+                found = fit(model, split, epochs=5, every=10**6, lr=lr, optimizer=plain_sgd, seed=seed)
                 dead.setdefault(name, []).append(dead_share(model, split.x_test, kind))
                 accuracy.setdefault(name, []).append(found.metrics["accuracy"])
     mean = {name: sum(values) / len(values) for name, values in accuracy.items()}
@@ -218,6 +213,6 @@ def recovery(budget: Budget, seed: int) -> Evidence:
     for place, (low, high) in {"near": (-0.04, 0.0), "far": (-0.5, -0.2)}.items():
         for name, kind in {"helu": HeLU, "relu": nn.ReLU}.items():
             model, split = silent_layer(kind, low, high, seed=seed)
-            fit(model, split, steps=200, lr=0.1, optimizer=_sgd, seed=seed)
+            fit(model, split, steps=200, lr=0.1, optimizer=plain_sgd, seed=seed)
             fired[f"{name}_{place}"] = 1 - dead_share(model, split.x_train, kind)
     return Evidence(**fired)

@@ -28,10 +28,10 @@ from workingpapers.errors import WorkingPapersError
 from workingpapers.experiments import Evidence, Finding, above, all_of, at_least, at_most
 from workingpapers.kernels import per_channel, pointwise
 from workingpapers.papers.activations._agreement import disagreement
+from workingpapers.papers.activations._fashion import Factory, plain_sgd
 from workingpapers.papers.activations._timing import pass_seconds
 from workingpapers.tasks import Budget, fit, initialise, mlp
 
-Factory = Callable[[], nn.Module]
 Function = Callable[[Tensor], Tensor]
 BASELINES: dict[str, Factory] = {"relu": nn.ReLU, "swish": nn.SiLU, "gelu": nn.GELU}
 
@@ -270,7 +270,7 @@ def agreement(budget: Budget, seed: int) -> Evidence:
             epochs=6,
             every=10**6,
             lr=0.1,
-            optimizer=lambda parameters, lr: torch.optim.SGD(parameters, lr),
+            optimizer=plain_sgd,
         ).numbers
         for name, activation in {**BASELINES, **widths}.items()
     }
