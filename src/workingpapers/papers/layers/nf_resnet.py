@@ -192,9 +192,9 @@ def signal_follows_the_count(budget: Budget, seed: int) -> Evidence:
 def trains_without_norm(budget: Budget, seed: int) -> Evidence:
     """Accuracy on CIFAR-10 at 16x16 over the same net with batch normalisation, and with neither, by SGD.
 
-    The other two have He's weights.  Each has the better of the rates 0.05 and 0.2 on another choice of images (seed
-    1001), 0.2 and without norm 0.05, with a warm-up and a cosine; 0.5, tried there for this net alone, was not
-    better.  A run that diverges counts as chance.
+    The other two have He's weights.  Each has the better of the rates 0.05 and 0.2 on another choice of images
+    (seed 1001), 0.2 and without norm 0.05, with a warm-up and a cosine; 0.5, tried there for this net alone, was
+    not better.  A run that diverges counts as chance.
     """
     train, test = budget.pick(quick=(4000, 2000), full=(20000, 5000))
     split = images("cifar10", train=train, test=test, size=16, seed=seed)
