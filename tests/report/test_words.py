@@ -177,7 +177,8 @@ def test_commands_are_told_as_typed(monkeypatch, tmp_path):
     told = provenance.shell_command
     assert told(["/usr/bin/workingpapers", "compare", "a b"]) == "workingpapers compare 'a b'"
     assert (
-        told([f"{tmp_path}/lib/workingpapers/__main__.py", "check", f"{tmp_path}/x"]) == "workingpapers check ~/x"
+        told([f"{tmp_path}/lib/workingpapers/__main__.py", "check", f"{tmp_path}/x"])
+        == "workingpapers check ~/x"
     )
     assert told([f"{tmp_path}/train.py", "3"]) == "python ~/train.py 3"
     assert told(["/x/ipykernel_launcher.py", "-f", "k.json"]) is None
