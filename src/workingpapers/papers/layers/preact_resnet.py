@@ -142,7 +142,7 @@ def _trained(split: Any, seed: int, steps: int, lr: float, **options: Any) -> tu
     ),
     calibrated="Seed 1000: that the gradient at the first unit over that at the last, with halved shortcuts, is "
     "below 1e-3 of the identity's is no longer asked, only reported: it was 455 times.  The product of the halves "
-    "bounds the way along the shortcuts alone; batch normalisation in the branches divides by the shrunken signal.  "
+    "bounds the way along the shortcuts alone; batch normalisation in the branches divides by the shrunken signal. "
     "Nets have the paper's 110 layers again: "
     "with 38 and 50, tried to save time, 1x1 convolutions trained faster than the identity.",
 )
