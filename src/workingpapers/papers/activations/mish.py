@@ -30,7 +30,8 @@ Factory = Callable[[], nn.Module]
 def mish(x: Tensor) -> Tensor:
     """Return x * tanh(softplus(x)) with one exponential, that of -|x|, so that the slope keeps its digits.
 
-    tanh(log(1 + e)) = n / (n + 2) for n = e * (e + 2) and e = exp(x); for e = exp(-x) it is (1 + 2e) / (1 + 2e + 2e^2).
+    tanh(log(1 + e)) = n / (n + 2) for n = e * (e + 2) and e = exp(x); for e = exp(-x) it is
+    (1 + 2e) / (1 + 2e + 2e^2).
     """
     right = x > 0
     e = torch.exp(torch.where(right, -x, x))
