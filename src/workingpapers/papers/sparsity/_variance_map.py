@@ -11,6 +11,7 @@ each twice for the odd one.  V(q) = sw2 E[phi^2] + sb2, V'(q) = sw2 (E[phi'^2] +
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,7 +164,10 @@ def draw(edge: EdgeOfChaos) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")
-    maps = (("variance", edge.variance, 3 * edge.q), ("correlation", edge.correlation, 1.0))
+    maps: tuple[tuple[str, Callable[[float], float], float], ...] = (
+        ("variance", edge.variance, 3 * edge.q),
+        ("correlation", edge.correlation, 1.0),
+    )
     for axes, (name, map_, high) in zip(figure.subplots(1, 2), maps, strict=True):
         points = [high * i / 60 for i in range(1, 61)]
         axes.plot(points, [map_(p) for p in points])
