@@ -256,7 +256,7 @@ def oscillation(size: int, seed: int) -> Split:
 )
 def approximation(budget: Budget, seed: int) -> Evidence:
     """Test errors of perceptrons 2-64-64-1 fitted to `oscillation`, over those of ReLU and PReLU."""
-    split, steps = oscillation(2000, seed), budget.pick(quick=3000, full=20000)
+    split, steps = oscillation(2000, seed), budget.pick(quick=2000, full=20000)
     activations: dict[str, Factory] = {
         "relu": nn.ReLU,
         "prelu": partial(nn.PReLU, 64),
