@@ -38,6 +38,8 @@ class Formula:
 
     def __call__(self, x: Tensor, *parameters: Any, **named: Any) -> Tensor:
         if x.dtype in LOW_PRECISION:
+            parameters = tuple(_in_float(p) for p in parameters)
+            named = {name: _in_float(p) for name, p in named.items()}
             return self.function(x.float(), *parameters, **named).to(x.dtype)
         return self.function(x, *parameters, **named).to(x.dtype)
 
@@ -219,6 +221,10 @@ def _backward_kernel(
         )
 
     return _compiled(backward, formula, device)
+
+
+def _in_float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in LOW_PRECISION else value
 
 
 def _raised(t: Tensor, x: Tensor) -> Tensor:
