@@ -15,9 +15,10 @@ from workingpapers.catalog.remarks import remarks
 ROOT = Path(__file__).resolve().parents[1]
 WRITTEN = available()
 
-# Claims that no run has judged yet, with the reason.  Strict: one that is in the ledger must leave this list.
-WAITS = "its seeds need more minutes than the machine had; `workingpapers check --record` measures it"
-UNMEASURED: dict[str, str] = dict.fromkeys([], WAITS)
+# Claims that no run has judged yet in their present form, one a line: their seeds need more minutes than the
+# machine had, and `workingpapers check --record` measures them.  Strict: one that is in the ledger, and not stale,
+# must leave this list.
+UNMEASURED = (ROOT / "tests" / "unmeasured.txt").read_text("utf-8").split()
 
 
 def test_every_paper_has_a_full_record() -> None:
@@ -44,7 +45,9 @@ def test_a_written_paper_has_its_tests_and_its_claims(id: str) -> None:
 
 @pytest.mark.parametrize("id", WRITTEN)
 def test_the_ledger_has_every_paper_in_its_present_state(id: str) -> None:
-    known = {(e["what"], e["name"]): e for e in entries(id) if e.get("budget", "quick") == "quick"}
+    stale = [e for e in entries(id) if e["source"] != source_hash(id) and f"{id}:{e['name']}" in UNMEASURED]
+    found = [e for e in entries(id) if e.get("budget", "quick") == "quick" and e not in stale]
+    known = {(e["what"], e["name"]): e for e in found}
     measured = [name for name in claims(id) if f"{id}:{name}" not in UNMEASURED]
     expected = {("contract", id), *(("claim", name) for name in measured)}
     assert known.keys() == expected, "run `workingpapers check --record` on it"
@@ -87,10 +90,9 @@ def test_the_ledger_is_read_whole_and_names_nothing_of_a_machine() -> None:
 
 
 def test_every_claim_that_did_not_hold_has_a_remark() -> None:
-    broken = {
-        f"{id}:{e['name']}" for id in WRITTEN for e in entries(id) if e.get("result") == "does not hold"
-    }
-    assert remarks().keys() == broken
+    broken = {(id, e["name"]): e for id in WRITTEN for e in entries(id) if e["result"] == "does not hold"}
+    present = {f"{id}:{name}" for (id, name), e in broken.items() if e["source"] == source_hash(id)}
+    assert present <= remarks().keys() <= {f"{id}:{name}" for id, name in broken}
     assert all(len(text.split()) >= 30 for text in remarks().values())
 
 
