@@ -59,12 +59,20 @@ def fusing(mode: str) -> Iterator[None]:
         _mode.reset(token)
 
 
+def compiles(device: str) -> bool:
+    """Tell whether torch can make kernels for `device` ("cpu" or "cuda") here.
+
+    For CPUs it hands the path of its own headers to a compiler unquoted, which fails where that has a blank.
+    """
+    return device == "cuda" or " " not in torch.__file__
+
+
 def fuses(formula: Formula, x: Tensor) -> bool:
     """Tell whether `formula` of `x` is to be fused: `x` is large, and no other machinery looks on."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
     device, mode = x.device.type, _mode.get() or os.environ.get("WORKINGPAPERS_FUSING")
-    if mode == "never" or device not in FUSED_FROM or (formula, device) in _broken:
+    if mode == "never" or device not in FUSED_FROM or (formula, device) in _broken or not compiles(device):
         return False
     if x.numel() < (1 if mode == "always" else FUSED_FROM[device]):
         return False

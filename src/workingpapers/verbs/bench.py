@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from workingpapers.catalog.registry import component, make
 from workingpapers.errors import WorkingPapersError, unknown
-from workingpapers.kernels import fusing
+from workingpapers.kernels import compiles, fusing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIZES = {"cpu": (2**10, 2**14, 2**18, 2**22), "cuda": (2**14, 2**18, 2**22, 2**28)}
@@ -96,7 +96,7 @@ def bench(
     """Time the activation `name` against other activations, against itself uncompiled, and under torch.compile.
 
     Args:
-        against: names of activations, "eager" and "compile".
+        against: names of activations, "eager" and "compile", which is left out where torch cannot compile.
         device: "cpu" or "cuda"; dtype: float32, bfloat16 or float16.
         sizes: numbers of elements; by default 2^10 to 2^22, on a GPU 2^14 to 2^28.
         rounds: times that all contenders are timed in turns, so that a busy machine is fair to all.
@@ -111,7 +111,8 @@ def bench(
         raise unknown("device", device, SIZES)
     if device == "cuda" and not torch.cuda.is_available():
         raise WorkingPapersError("device 'cuda' needs a GPU that torch can use, and there is none")
-    contenders = {n: _contender(n, name, device, dtype) for n in dict.fromkeys([name, *against])}
+    chosen = [n for n in dict.fromkeys([name, *against]) if n != "compile" or compiles(device)]
+    contenders = {n: _contender(n, name, device, dtype) for n in chosen}
     timings: list[Timing] = []
     bandwidth: dict[int, float] = {}
     for size in sizes or SIZES[device]:

@@ -77,11 +77,12 @@ def portraits(id: str) -> list[Portrait]:
 def portrait(name: str) -> Portrait:
     """Draw the elementwise activation called `name` as `make` builds it."""
     found = component(name)
-    activation = make(name)
+    fixed = dict(found.properties.get("options", {}))  # what an activation without defaults needs
+    activation = make(name, **fixed)
     x = torch.linspace(LOW, HIGH, POINTS, dtype=torch.float64)
     y, slope = evaluated(activation, x)
     variants = {
-        option: {f"{value:g}": _line(make(name, **{option: value}), x) for value in values}
+        option: {f"{value:g}": _line(make(name, **{**fixed, option: value}), x) for value in values}
         for option, values in _numbers(found.target).items()
     }
     points = x.tolist()

@@ -378,6 +378,7 @@ def test_hugging_face_models_are_converted_through_their_attention_interface(
         AttentionMaskInterface=types.SimpleNamespace(register=masks.__setitem__), eager_mask="eager"
     )
     model, x = HuggingFaceModel(functions).double(), normal(2, 5, 8)
+    monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace())  # as before 4.50
     with pytest.raises(WorkingPapersError, match="transformers.AttentionInterface"):
         convert(model)
     monkeypatch.setitem(sys.modules, "transformers", library)
