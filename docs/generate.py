@@ -161,12 +161,15 @@ def plain_docstring(
 ) -> None:
     """Turn our plain docstrings into reStructuredText: indented formulas are literal, bars just bars."""
     found: list[str] = []
+    in_block = False
     for at, line in enumerate(lines):
         before = next((text for text in reversed(lines[:at]) if text.strip()), "")
         opens_block = line.startswith("    ") and at and not lines[at - 1].strip()
         if opens_block and not before.startswith((" ", ">>>")) and not before.endswith("::"):
             found += ["::", ""]
-        literal = line.startswith(">>>") or (line.startswith("    ") and not before.endswith(":"))
+            in_block = True
+        in_block = in_block and (line.startswith("    ") or not line.strip())
+        literal = line.startswith(">>>") or in_block or (before.endswith("::") and line.startswith("    "))
         found.append(line if literal else BACKTICKS.sub(r"``\1``\\ ", line).replace("|", r"\|"))
     lines[:] = found
 
