@@ -74,6 +74,7 @@ def test_attention_sums_to_one_over_inputs_or_over_intervals():
 @pytest.mark.parametrize("method", ["global_attn", "spatial_attn", "multistep"])
 @pytest.mark.parametrize("scope", ["sample", "batch"])
 def test_only_the_scope_of_the_batch_mixes_examples(method, scope):
+    torch.manual_seed(0)  # for some weights and inputs the first example has both ends of the batch's range
     layer = AFKANLayer(4, 3, method=method, norm="none", norm_scope=scope)
     x, other = torch.randn(2, 6, 4)
     other[0] = x[0]
