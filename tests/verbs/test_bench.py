@@ -10,7 +10,7 @@ import torch
 from workingpapers import bench
 from workingpapers.errors import UnknownName, WorkingPapersError
 from workingpapers.verbs._draw import chart
-from workingpapers.verbs.bench import elements
+from workingpapers.verbs.bench import _contender, elements
 from workingpapers.verbs.gallery import portrait, portraits
 from workingpapers.verbs.show import show
 
@@ -31,6 +31,12 @@ def test_bench_times_all_contenders_at_all_sizes() -> None:
     assert found.copy_bandwidth.keys() == {64, 128}
     json.dumps(found.as_dict())
     assert len(found.figure().axes) == 2
+
+
+def test_every_form_of_a_trained_activation_has_its_parameters_gradients() -> None:
+    assert {
+        len([*_contender(form, "crrelu", "cpu", "float32").parameters()]) for form in ("crrelu", "eager")
+    } == {1}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,11 @@ FUSED_FROM = {
 }  # elements: below, compiling and its guards cost more than they save
 MODES = ("auto", "always", "never")
 
-_mode: ContextVar[str | None] = ContextVar("fusing", default=None)
+VARIABLE = "WORKINGPAPERS_FUSING"
+_usual = os.environ.get(VARIABLE, "auto")
+if _usual not in MODES:
+    raise ValueError(f"{VARIABLE} is one of {', '.join(MODES)}; got {_usual!r}")
+_mode: ContextVar[str] = ContextVar("fusing", default=_usual)
 _broken: set[tuple["Formula", str]] = set()  # formulas that no kernel could be made of, with the device type
 
 
@@ -71,7 +75,7 @@ def fuses(formula: Formula, x: Tensor) -> bool:
     """Tell whether `formula` of `x` is to be fused: `x` is large, and no other machinery looks on."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return False
-    device, mode = x.device.type, _mode.get() or os.environ.get("WORKINGPAPERS_FUSING")
+    device, mode = x.device.type, _mode.get()
     if mode == "never" or device not in FUSED_FROM or (formula, device) in _broken or not compiles(device):
         return False
     if x.numel() < (1 if mode == "always" else FUSED_FROM[device]):

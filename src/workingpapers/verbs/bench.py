@@ -147,30 +147,36 @@ def elements(written: str) -> int:
     return size
 
 
-def _contender(name: str, own: str, device: str, dtype: str) -> Callable[[Tensor], Tensor]:
+def _contender(name: str, own: str, device: str, dtype: str) -> nn.Module:
     found = component(own if name in FORMS else name)
     if found.kind != "activation":
         raise WorkingPapersError(f"bench times activations; {found.name!r} is a {found.kind}")
     module: nn.Module = make(found.name).to(device=device, dtype=DTYPES[dtype])
     if name == "compile":
-        return torch.compile(module)
-    if name != "eager":
-        return module
+        compiled: Any = torch.compile(module)
+        return compiled  # type: ignore[no-any-return]
+    return _Eager(module) if name == "eager" else module
 
-    def eager(x: Tensor) -> Tensor:
+
+class _Eager(nn.Module):
+    """An activation computed operation by operation; its parameters' gradients are part of the work."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
         with fusing("never"):
-            found: Tensor = module(x)
+            found: Tensor = self.activation(x)
             return found
 
-    return eager
 
-
-def _call(function: Callable[[Tensor], Tensor], x: Tensor, what: str) -> Call:
+def _call(function: nn.Module, x: Tensor, what: str) -> Call:
     if what == "forward":
         return torch.no_grad()(lambda: function(x))
     leaf, seed = x.clone().requires_grad_(), torch.randn_like(x)
     # parameters' gradients are part of the work, and kept out of .grad so that nothing adds up
-    parameters = [p for p in getattr(function, "parameters", list)() if p.requires_grad]
+    parameters = [p for p in function.parameters() if p.requires_grad]
     return lambda: torch.autograd.grad(function(leaf), [leaf, *parameters], seed, allow_unused=True)
 
 
@@ -203,7 +209,7 @@ def _seconds(call: Call, repeats: int, device: str) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _kept(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
+def _kept(function: nn.Module, x: Tensor) -> float:
     kept: dict[int, int] = {}
 
     def note(t: Tensor) -> Tensor:
