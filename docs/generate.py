@@ -21,7 +21,9 @@ def paper_page(id: str) -> str:
     """Return the page of one paper: what `show` says, and its module where it is written."""
     sheet = show(id)
     r = sheet.record
-    lines = [f"# {r.id}", "", f"**{r.title}** ({r.year}), {r.family}, {r.kind}", "", r.summary, ""]
+    # not in the sidebar of every page: its cost would grow with the square of the catalogue
+    lines = ["---", "orphan: true", "---", "", "[The catalogue](index.md)", "", f"# {r.id}", ""]
+    lines += [f"**{r.title}** ({r.year}), {r.family}, {r.kind}", "", r.summary, ""]
     if r.formula:
         lines += ["```text", r.formula, "```", ""]
     if sheet.source:
@@ -118,8 +120,7 @@ def index_page() -> str:
             if r.family == family:
                 lines.append(f"- [{r.id}]({r.id}.md){' (works)' if status(r.id).works else ''}: {r.summary}")
         lines.append("")
-    ids = "\n".join(records())
-    return "\n".join(lines) + f"\n```{{toctree}}\n:hidden:\n\n{ids}\n```\n"
+    return "\n".join(lines) + "\n"
 
 
 def kinds_page() -> str:

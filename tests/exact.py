@@ -6,6 +6,7 @@ from functools import cache
 import mpmath
 import torch
 from mpmath import mp, mpf
+from tests.untraced import untraced
 from torch import Tensor
 
 Exact = Callable[[mpf], mpf]
@@ -81,5 +82,7 @@ _known: dict[tuple[Exact, int, int], Tensor] = {}
 def _evaluated(function: Exact, x: Tensor) -> Tensor:
     key = function, x.data_ptr(), len(x)  # the bfloat16 points are asked for in two dtypes
     if key not in _known:
-        _known[key] = torch.tensor([float(function(mpmath.mpf(v))) for v in x.tolist()], dtype=torch.float64)
+        with untraced():
+            values = [float(function(mpmath.mpf(v))) for v in x.tolist()]
+        _known[key] = torch.tensor(values, dtype=torch.float64)
     return _known[key]

@@ -27,6 +27,8 @@ from workingpapers.errors import WorkingPapersError
 
 Arrays = dict[str, np.ndarray]
 
+FILL = {"leaf_open": -1}  # what narrow arrays are filled with, if not 0
+
 
 class Tree:
     """What a search by halving leaves behind of one problem, batch by batch."""
@@ -91,10 +93,21 @@ class Tree:
     def arrays(self) -> Arrays:
         """Return all that was noted, each array whole."""
         rows, offsets = _rows(self.problem)
-        made = {name: np.concatenate(parts) for name, parts in self.parts.items()}
+        made = {
+            name: np.concatenate([_widened(part, parts, FILL.get(name, 0)) for part in parts])
+            for name, parts in self.parts.items()
+        }
         order = made.pop("number").argsort()
         made |= {name: made[name][order] for name in ("parent", "lower", "upper", "tilt")}
         return {"rows": rows, "offsets": offsets, "groups": self.problem.groups.numpy(), **made}
+
+
+def _widened(part: np.ndarray, parts: list[np.ndarray], fill: int) -> np.ndarray:
+    """Return an array (n, ...) as wide as the widest of its name."""
+    if part.ndim == 1:
+        return part
+    more = max(other.shape[1] for other in parts) - part.shape[1]
+    return np.pad(part, ((0, 0), (0, more)), constant_values=fill)
 
 
 def _rows(problem: Problem) -> tuple[np.ndarray, np.ndarray]:

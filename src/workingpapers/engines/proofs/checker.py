@@ -22,6 +22,7 @@ Added = dict[int, Array]
 
 EPS = 2.0**-52  # twice the unit roundoff
 AT_A_TIME = 2**24  # numbers of one array
+MOST_OPEN = 16  # ReLUs whose signs are enumerated
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,13 @@ class Tree:
         self.parent, self.low, self.high = held["parent"].astype(np.int64), held["lower"], held["upper"]
         self.rows, self.offsets, self.groups = held["rows"], held["offsets"], held["groups"].astype(bool)
         count, none = len(self.parent), np.zeros(0, np.int64)
+        require(
+            (self.parent < np.arange(count)).all() and (self.parent[1:] >= 0).all(), "the boxes are no tree"
+        )
+        children = np.bincount(self.parent[1:], minlength=count)
+        require(np.isin(children, (0, 2)).all(), "one half of a box is missing")
+        self.halves = np.full((count, 2), -1)
+        self.halves[children == 2] = 1 + np.argsort(self.parent[1:], kind="stable").reshape(-1, 2)
         weights = [held.get(f"{kind}_weights", np.zeros((0, len(self.rows)))) for kind in ("joint", "piece")]
         self.joint_weights, self.piece_weights = (w.astype(np.float64) for w in weights)
         self.joint = np.stack([held.get(f"joint_{name}", none) for name in ("box", "group")])
@@ -165,14 +173,7 @@ class Tree:
         for array in (self.low, self.high, self.rows, self.offsets, *weights):
             require(np.isfinite(array).all(), "a number of the certificate is not finite")
         require(all((w >= 0).all() for w in weights), "a weight is negative")
-        require(
-            (self.parent < np.arange(count)).all() and (self.parent[1:] >= 0).all(), "the boxes are no tree"
-        )
         require((self.low <= self.high).all() and self.low.shape == self.high.shape, "a box is empty")
-        children = np.bincount(self.parent[1:], minlength=count)
-        require(np.isin(children, (0, 2)).all(), "one half of a box is missing")
-        self.halves = np.full((count, 2), -1)
-        self.halves[children == 2] = 1 + np.argsort(self.parent[1:], kind="stable").reshape(-1, 2)
 
     def covers(self, low: Array, high: Array, rows: Array, offsets: Array) -> bool:
         """Return whether a region lies in the root box, and some group's rows are all among its own."""
@@ -217,17 +218,20 @@ class Tree:
     def _by_pieces(self, network: Network, boxes: Array) -> Array:
         """Return which groups (boxes, groups) are excluded for all patterns of the signs of some ReLUs."""
         chosen = np.flatnonzero(np.isin(self.piece[0], boxes))
-        most, count = self.open.shape[1], len(self.rows)
+        most, count = int((self.open[boxes] >= 0).sum(1).max()), len(self.rows)
+        require(most <= MOST_OPEN, f"a leaf has {most} open ReLUs, more than {MOST_OPEN}")
+        places = self.open[boxes, :most]
         bits = np.arange(2**most)[:, None] >> np.arange(most) & 1
-        idle = (bits[None] * (self.open[boxes] < 0)[:, None]).any(2)  # a bit of no ReLU
+        idle = (bits[None] * (places < 0)[:, None]).any(2)  # a bit of no ReLU
         done = idle[..., None].repeat(len(self.groups), 2)
-        if len(chosen):
-            box, group, pattern = self.piece[:, chosen]
+        step = max(1, AT_A_TIME // ((count + most) * network.terms))
+        for some in np.split(chosen, range(step, len(chosen), step)):
+            box, group, pattern = self.piece[:, some]
             place = np.searchsorted(boxes, box)
             (at, signs), unit = np.unique(np.stack([place, pattern]), axis=1, return_inverse=True)
-            piece, added = network.pieces(at, self.open[boxes][at], bits[signs], count)
+            piece, added = network.pieces(at, places[at], bits[signs], count)
             forms = piece.rows(np.pad(self.rows, ((0, most), (0, 0))), np.pad(self.offsets, (0, most)), added)
-            weights = self.piece_weights[chosen]
+            weights = self.piece_weights[some, : count + most]
             weights[:, :count] *= self.groups[group]
             proved = piece.together(forms, unit.ravel(), weights) > 0
             done[place[proved], pattern[proved], group[proved]] = True

@@ -1,5 +1,6 @@
 """Proof by halving the box of inputs, for networks of few inputs."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,10 @@ from workingpapers.engines.proofs.certificate import Tree
 from workingpapers.engines.proofs.pieces import Part, is_piecewise_linear, separated, solved
 from workingpapers.engines.proofs.problem import Problem
 
-PIECES = 5  # boxes with at most so many open ReLUs are answered piece by piece
+# A full batch's boxes with at most so many open ReLUs are answered piece by piece.  Fewer boxes may have more, for the
+# same number of pieces: at a corner at which many ReLUs change sign, halving closes none of them.
+PIECES = 5
+MOST_PIECES = 11
 
 EVERY = 0.05  # seconds between two points of the course
 
@@ -69,9 +73,8 @@ def halve(
             # batches side by side, put back in their order: the same search however the threads run
             parts = [_take(waiting, batch) for _ in range(workers) if waiting]
             ends = list(accumulate((len(part.box.lower) for part in parts), initial=bounded))
-            for end, (witness, halves) in zip(
-                ends[1:], each(partial(_bounded, problem, tree, deadline), parts, ends[:-1]), strict=True
-            ):
+            bound = partial(_bounded, problem, tree, deadline, batch)
+            for end, (witness, halves) in zip(ends[1:], each(bound, parts, ends[:-1]), strict=True):
                 bounded = end
                 if witness is not None:
                     return Outcome("violated", bounded, witness, tuple(course))
@@ -104,7 +107,7 @@ def _workers(number: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 @torch.no_grad()
 def _bounded(
-    problem: Problem, tree: Tree | None, deadline: float, part: Part, before: int
+    problem: Problem, tree: Tree | None, deadline: float, batch: int, part: Part, before: int
 ) -> tuple[Tensor | None, Part | None]:
     """Bound the rows over boxes, counted from `before`: return a violation, or the halves of what is left."""
     made = _forms(problem, part, deadline)
@@ -117,7 +120,8 @@ def _bounded(
     points = [_corners(part.box[left], made.form[left])]
     if problem.graph.dtype == torch.float64 and is_piecewise_linear(problem.graph) and bool(left.any()):
         here = left.nonzero().flatten()
-        done, near = solved(problem, part[here], PIECES, tree)
+        most = min(PIECES + int(math.log2(batch / len(here))), MOST_PIECES)
+        done, near = solved(problem, part[here], most, tree)
         left[here[done]] = False
         points.append(near)
     witness = problem.violating(torch.cat(points))

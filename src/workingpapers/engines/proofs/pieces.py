@@ -54,59 +54,78 @@ def separated(
     offsets: Tensor,
     boxes: Box,
     valid: Tensor | None = None,
-    steps: int = 24,
+    steps: int = 64,
     proof: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return where inequalities rows @ x + offsets <= 0 surely share no point of a box, and points nearest to one.
 
-    The weights of the inequalities climb by exponentiated gradients; whatever they are, a positive sum is a proof.
+    The weights of the inequalities climb by Polyak's steps towards a positive sum; whatever they are, one is a proof.
 
     Args:
         rows: (subs, n, inputs).
         offsets: (subs, n).
         boxes: of the inputs.
         valid: which inequalities there are, (subs, n); all by default.
-        steps: of the ascent.
+        steps: of the ascent, at most.
         proof: filled with the weights (subs, n) that are a proof, where there is one.
     """
     middle, radius = boxes.middle.flatten(1), boxes.radius.flatten(1)
     valid = torch.ones_like(offsets, dtype=torch.bool) if valid is None else valid
-    reach = rows * radius[:, None]
     values = offsets + (rows @ middle[..., None])[..., 0]
     sizes = (rows.abs() * boxes.size().flatten(1)[:, None]).sum(2) + offsets.abs()
     rounding = max(ROUNDING, 4 * (rows.shape[1] + rows.shape[2] + 8) * torch.finfo(rows.dtype).eps)
-    proved = _by_pairs(reach, values, rounding * sizes, valid, proof)
-    weights = valid.to(offsets.dtype)
-    weights = weights / weights.sum(1, keepdim=True)
+    # of one size each, so that none outweighs the others
+    unit = (1 / sizes.clamp(min=torch.finfo(rows.dtype).tiny)).masked_fill(~valid, 0)
+    reach, values = rows * (radius[:, None] * unit[..., None]), values * unit
+    proved = _by_pairs(reach, values, rounding, valid, proof)
     average = torch.zeros_like(middle)
+    left = (~proved).nonzero().flatten()
+    weights = valid[left] / valid[left].sum(1, keepdim=True).to(offsets.dtype)
     for step in range(1, steps + 1):
-        toward = -(weights[..., None] * reach).sum(1).sign()
-        average = average + (toward - average) / step
-        there = (values + (reach @ toward[..., None])[..., 0]).masked_fill(~valid, 0)
+        toward = -(weights[..., None] * reach[left]).sum(1).sign()
+        average[left] += (toward - average[left]) / step
+        there = values[left] + (reach[left] @ toward[..., None])[..., 0]
         total = (weights * there).sum(1)
-        now = (total > rounding * (weights * sizes).sum(1)) & ~proved
-        if proof is not None:
-            proof[now] = weights[now]
-        proved |= now
-        scale = (there - total[:, None]).abs().amax(1, keepdim=True).clamp(min=1e-30)
-        weights = weights * torch.exp(2 * step**-0.5 * (there - total[:, None]) / scale)
-        weights = weights / weights.sum(1, keepdim=True)
+        now = total > rounding * weights.sum(1)
+        if bool(now.any()):
+            if proof is not None:
+                proof[left[now]] = weights[now]
+            proved[left[now]] = True
+            left, weights, there, total = left[~now], weights[~now], there[~now], total[~now]
+        if len(left) == 0:
+            break
+        weights = _climbed(weights, there, total, valid[left])
+    if proof is not None:
+        proof *= unit
+        proof /= proof.sum(1, keepdim=True).clamp(min=torch.finfo(proof.dtype).tiny)
     return proved, (middle + radius * average).reshape(boxes.lower.shape)
 
 
+def _climbed(weights: Tensor, there: Tensor, total: Tensor, valid: Tensor) -> Tensor:
+    """Return weights (subs, n) of sum 1 after a step that would bring their total to above 0, were it linear."""
+    slope = there - there.sum(1, keepdim=True) / valid.sum(1, keepdim=True)
+    slope = slope.masked_fill(~valid, 0)
+    length = -1.5 * total / slope.square().sum(1).clamp(min=torch.finfo(total.dtype).tiny)
+    moved = weights + length.clamp(min=0)[:, None] * slope
+    # the nearest point of the simplex: all less one number, not below 0
+    falling = moved.masked_fill(~valid, -torch.inf).sort(1, descending=True).values
+    excess = (falling.masked_fill(falling.isinf(), 0).cumsum(1) - 1) / torch.arange(1, falling.shape[1] + 1)
+    last = ((falling > excess).sum(1, keepdim=True) - 1).clamp(min=0)  # nothing is larger than what is no number
+    return (moved - excess.gather(1, last)).clamp(min=0).masked_fill(~valid, 0)
+
+
 def _by_pairs(
-    reach: Tensor, values: Tensor, rounding: Tensor, valid: Tensor, proof: Tensor | None = None
+    reach: Tensor, values: Tensor, rounding: float, valid: Tensor, proof: Tensor | None = None
 ) -> Tensor:
     """Return where two inequalities alone exclude each other: the best weights are at a kink of their sum."""
     n = values.shape[1]
     one, other = torch.triu_indices(n, n, 1, device=values.device)
     a, b = reach[:, one], reach[:, other]
-    share = (
-        (b / (b - a)).nan_to_num(0).clamp(0, 1)
-    )  # where a number of the sum changes sign, (subs, pairs, inputs)
+    # where a number of the sum changes sign, (subs, pairs, inputs)
+    share = (b / (b - a)).nan_to_num(0).clamp(0, 1)
     joint = share[..., None] * a[:, :, None] + (1 - share[..., None]) * b[:, :, None]
     level = share * values[:, one, None] + (1 - share) * values[:, other, None]
-    least = level - joint.abs().sum(3) - torch.maximum(rounding[:, one], rounding[:, other])[..., None]
+    least = level - joint.abs().sum(3) - rounding
     least = least.masked_fill(~(valid[:, one] & valid[:, other])[..., None], -torch.inf)
     found = (least > 0).flatten(1).any(1)
     if proof is not None and bool(found.any()):
