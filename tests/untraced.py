@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Take this thread's trace function off for a block; pytest-cov's `no_cover` has no effect in xdist's workers."""
+    """Take this thread's trace function off for a block; `no_cover` has no effect in xdist's workers."""
     tracer = sys.gettrace()
     sys.settrace(None)
     try:

@@ -222,7 +222,7 @@ class Tree:
         require(most <= MOST_OPEN, f"a leaf has {most} open ReLUs, more than {MOST_OPEN}")
         places = self.open[boxes, :most]
         bits = np.arange(2**most)[:, None] >> np.arange(most) & 1
-        idle = (bits[None] * (places < 0)[:, None]).any(2)  # a bit of no ReLU
+        idle = np.asarray((bits[None] * (places < 0)[:, None]).any(2))  # a bit of no ReLU
         done = idle[..., None].repeat(len(self.groups), 2)
         step = max(1, AT_A_TIME // ((count + most) * network.terms))
         for some in np.split(chosen, range(step, len(chosen), step)):

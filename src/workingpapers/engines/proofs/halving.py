@@ -21,8 +21,8 @@ from workingpapers.engines.proofs.certificate import Tree
 from workingpapers.engines.proofs.pieces import Part, is_piecewise_linear, separated, solved
 from workingpapers.engines.proofs.problem import Problem
 
-# A full batch's boxes with at most so many open ReLUs are answered piece by piece.  Fewer boxes may have more, for the
-# same number of pieces: at a corner at which many ReLUs change sign, halving closes none of them.
+# A full batch's boxes with at most so many open ReLUs are answered piece by piece.  Fewer boxes may have more,
+# for as many pieces: at a corner at which many ReLUs change sign, halving closes none of them.
 PIECES = 5
 MOST_PIECES = 11
 

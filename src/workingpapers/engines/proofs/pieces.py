@@ -59,7 +59,7 @@ def separated(
 ) -> tuple[Tensor, Tensor]:
     """Return where inequalities rows @ x + offsets <= 0 surely share no point of a box, and points nearest to one.
 
-    The weights of the inequalities climb by Polyak's steps towards a positive sum; whatever they are, one is a proof.
+    The weights of the inequalities climb by Polyak's steps towards a positive sum, which is a proof.
 
     Args:
         rows: (subs, n, inputs).
@@ -110,7 +110,8 @@ def _climbed(weights: Tensor, there: Tensor, total: Tensor, valid: Tensor) -> Te
     # the nearest point of the simplex: all less one number, not below 0
     falling = moved.masked_fill(~valid, -torch.inf).sort(1, descending=True).values
     excess = (falling.masked_fill(falling.isinf(), 0).cumsum(1) - 1) / torch.arange(1, falling.shape[1] + 1)
-    last = ((falling > excess).sum(1, keepdim=True) - 1).clamp(min=0)  # nothing is larger than what is no number
+    # of NaN nothing is larger
+    last = ((falling > excess).sum(1, keepdim=True) - 1).clamp(min=0)
     return (moved - excess.gather(1, last)).clamp(min=0).masked_fill(~valid, 0)
 
 
