@@ -182,13 +182,29 @@ def any_of(*rules: Any) -> AnyOf:
 
 
 @dataclass(frozen=True)
+class Symptom:
+    """Something wrong with a network: where, how bad, a sentence with the number, and what would change it.
+
+    `severity` is "serious" (it costs accuracy or training), "warning" (it may) or "note"; `cure` does what `remedy`
+    says, where code can: a model -> a changed copy.
+    """
+
+    where: str
+    severity: str
+    says: str
+    remedy: str
+    cure: Callable[[Any], Any] | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class Finding:
-    """What an analysis or a study found: numbers, a one-sentence reading, and a figure drawn on demand."""
+    """What an analysis or a study found: numbers, a reading of one sentence, symptoms, a figure drawn on demand."""
 
     numbers: Mapping[str, float]
     reading: str
     figure: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     details: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    symptoms: tuple[Symptom, ...] = ()
 
     def __str__(self) -> str:
         rows = "\n".join(f"  {name:<32} {value:.6g}" for name, value in self.numbers.items())

@@ -44,7 +44,7 @@ def batches_of(data: Any, batch: int = 64) -> Iterator[Batch]:
     """Give batches of a tensor, of a pair (inputs, targets), of a mapping by name, or of an iterable of such.
 
     Args:
-        data: tensors (N, ...) are cut into slices of `batch`; each thing that an iterable such as a DataLoader gives
+        data: tensors (N, ...) are cut into slices of `batch`; each thing that an iterable (a DataLoader) gives
             is a batch.  A mapping is passed by name; "labels" in it (or "label", "target", "y") are targets.
         batch: examples at a time.
 
