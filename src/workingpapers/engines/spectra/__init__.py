@@ -4,6 +4,7 @@ from workingpapers.engines.spectra.density import Density, spectral_density
 from workingpapers.engines.spectra.extremes import Extremes, extremes
 from workingpapers.engines.spectra.hessian import Hessian, hessian, parameter_vector
 from workingpapers.engines.spectra.operator import Operator, of_matrix
+from workingpapers.engines.spectra.sgd import Rates, SecondMoments, jacobians
 from workingpapers.engines.spectra.stability import sharpness, smallest, stability_limit
 from workingpapers.engines.spectra.trace import Estimate, trace
 
@@ -13,8 +14,11 @@ __all__ = [
     "Extremes",
     "Hessian",
     "Operator",
+    "Rates",
+    "SecondMoments",
     "extremes",
     "hessian",
+    "jacobians",
     "of_matrix",
     "parameter_vector",
     "sharpness",
