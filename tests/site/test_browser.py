@@ -206,7 +206,7 @@ def test_the_first_page_is_small_and_fast(browser: Browser, live: Live) -> None:
     sizes = """performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation'))
         .map(e => e.transferSize).reduce((a, b) => a + b)"""
     times: list[float] = []
-    while len(times) < 8 and min(times, default=300) >= 300:  # the machine may be busy with others
+    while len(times) < 25 and min(times, default=300) >= 300:  # the machine may be busy with others
         with reader(browser, live) as window:  # which has nothing of the site yet
             page = window.open("/")
             assert 10_000 < page.evaluate(sizes) < 100_000
