@@ -167,10 +167,11 @@ def trained_together(
     seed: int,
     decay: float = 0.0,
     depth: int | None = None,
+    checkpoints: int = 20,
 ) -> dict[str, Any]:
     """Train `count` networks 12-10-7-5-4-3-2 from different starts and measure hidden layers by EBAB on the way.
 
-    Adam at 1e-3 in batches of 512, with the penalty decay / 2 |W|^2; 20 checkpoints and the start.  `depth` limits
+    Adam at 1e-3 in batches of 512, with the penalty decay / 2 |W|^2; `checkpoints` and the start.  `depth` limits
     the measurement to the last so many hidden layers.  Returns `i_xt` (checkpoints, layers, count) on all inputs,
     and by network `gap`, test less training loss, and test `accuracy`.
     """
@@ -184,7 +185,11 @@ def trained_together(
 
     course, steps = [measure()], epochs * (len(split.x_train) // 512)
     how = Training(
-        steps=steps, optimizer=adam_on_weights(decay), batch=512, seed=seed, every=max(steps // 20, 1)
+        steps=steps,
+        optimizer=adam_on_weights(decay),
+        batch=512,
+        seed=seed,
+        every=max(steps // checkpoints, 1),
     )
     course += [measure() for _ in points(model, side_by_side(split), how)]
     with torch.no_grad():
@@ -249,12 +254,11 @@ def penalty_compresses(budget: Budget, seed: int) -> Evidence:
     """
     from scipy.stats import spearmanr
 
-    count, epochs = budget.pick(quick=(10, 400), full=(50, 3000))
+    count, epochs = budget.pick(quick=(10, 300), full=(50, 3000))
     split, figures, correlations = twelve_bits(seed), {}, []
     for name in ("relu", "tanh"):
-        plain, penalised = (
-            trained_together(name, split, count, epochs, seed, decay) for decay in (0.0, 5e-3)
-        )
+        plain = trained_together(name, split, count, epochs, seed)
+        penalised = trained_together(name, split, count, epochs, seed, 5e-3, checkpoints=1)
         figures[f"{name}_less_bits"] = float(plain["i_xt"][-1].mean() - penalised["i_xt"][-1].mean())
         figures[f"{name}_gap_change"] = float(penalised["gap"].mean() - plain["gap"].mean())
         rows = scores(plain["i_xt"])
