@@ -16,6 +16,7 @@ BY_MAP = set(
     "lp_pool1d lp_pool2d pad".split()
 )
 RESHAPING = set("flatten view reshape unflatten squeeze unsqueeze view_as reshape_as ravel".split())
+MEANS = {"mean", "sum", "amax", "amin"}
 TURNING = {"permute", "transpose", "swapaxes", "swapdims", "t"}
 
 
@@ -36,13 +37,8 @@ def moved(
     if name in PASSING:
         return held if before == after else None
     if name in BY_MAP:
-        return (
-            held
-            if held.block == 1
-            and len(before) == len(after)
-            and before[: held.dim + 1] == after[: held.dim + 1]
-            else None
-        )
+        maps = held.block == 1 and len(before) == len(after)
+        return held if maps and before[: held.dim + 1] == after[: held.dim + 1] else None
     if name in RESHAPING:
         return _reshaped(held, before, after)
     if name in TURNING:

@@ -21,7 +21,6 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MULTIPLYING = {"mul", "rmul", "imul", "multiply"}
 DIVIDING = {"div", "truediv", "itruediv", "true_divide"}
 ADDING = {"add", "radd", "iadd", "sub", "rsub", "isub", "subtract"}
-MEANS = {"mean", "sum", "amax", "amin"}
 CUTTING = {"chunk", "split", "tensor_split", "unbind"}
 
 
