@@ -164,7 +164,7 @@ def test_areas_of_many_regions_sum_to_the_domain() -> None:
     assert bool((found.areas > 0).all())
     region, u = found.sample(3000)
     assert float((found.inside(u) == region).double().mean()) > 0.999
-    assert bool((found.inside(tensor([5.0, 5.0])[0]) == -1).all())
+    assert bool((found.inside(tensor([5.0, 5.0])) == -1).all())
 
 
 def diamond() -> list[tuple[object, object]]:

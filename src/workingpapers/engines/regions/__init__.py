@@ -11,7 +11,7 @@
 
 from workingpapers.engines.regions.boundary import Segments
 from workingpapers.engines.regions.lines import Breakpoints, along_line, along_path
-from workingpapers.engines.regions.partition import partition, region_set
+from workingpapers.engines.regions.partition import joined, partition, region_set
 from workingpapers.engines.regions.plane import Plane, box
 from workingpapers.engines.regions.program import Program, perceptron, program
 from workingpapers.engines.regions.regionset import RegionSet
@@ -27,6 +27,7 @@ __all__ = [
     "along_line",
     "along_path",
     "box",
+    "joined",
     "partition",
     "perceptron",
     "program",

@@ -1,6 +1,6 @@
 """The partition of a polygon of a plane of inputs into the regions on which a network is affine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,10 @@ def partition(model: nn.Module | Program, domain: Tensor, plane: Plane | None = 
 
 def region_set(model: nn.Module | Program, domain: Tensor, plane: Plane | None = None) -> RegionSet:
     """Return all regions at once; see `partition`."""
-    parts = list(partition(model, domain, plane))
+    return joined(list(partition(model, domain, plane)))
+
+
+def joined(parts: Sequence[RegionSet]) -> RegionSet:
+    """Return the regions of one plane that came in several chunks as one set."""
     polygons = stacked([Polygons(p.corners, p.counts) for p in parts])
     return RegionSet(polygons.corners, polygons.counts, torch.cat([p.maps for p in parts]), parts[0].plane)
