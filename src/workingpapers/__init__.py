@@ -6,6 +6,7 @@
 >>> wp.swap(model, "relu", "golu")                   # doctest: +SKIP
 >>> wp.compare("digits-mlp", {"activation": ["relu", "golu"]}, seeds=5)  # doctest: +SKIP
 >>> wp.verify(model, x, eps=0.01)                    # doctest: +SKIP
+>>> wp.inspect(model, (x, y), loss="cross_entropy")  # doctest: +SKIP
 >>> wp.check("golu")                                 # doctest: +SKIP
 """
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from workingpapers.verbs.check import check
     from workingpapers.verbs.compare import compare
     from workingpapers.verbs.find import find
+    from workingpapers.verbs.inspect import inspect
     from workingpapers.verbs.listing import listing
     from workingpapers.verbs.show import show
     from workingpapers.verbs.swap import swap, undo
@@ -40,6 +42,7 @@ _HOMES = {
     "check_contract": "contracts",
     "compare": "verbs.compare",
     "find": "verbs.find",
+    "inspect": "verbs.inspect",
     "listing": "verbs.listing",
     "show": "verbs.show",
     "swap": "verbs.swap",
@@ -58,6 +61,7 @@ __all__ = [
     "compare",
     "component",
     "find",
+    "inspect",
     "listing",
     "make",
     "paper",

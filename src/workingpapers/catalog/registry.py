@@ -165,10 +165,10 @@ def source_hash(id: str) -> str | None:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return a paper's file and, in a fixed order, the shared `_*.py` of its family that it imports."""
-    family = path.parent.name
+    """Return a paper's file, its checks' for `inspect`, and in a fixed order the family's `_*.py` they import."""
+    family, checks = path.parent.name, path.with_name(f"_check_{path.name}")
     pattern = re.compile(rf"\b{family}(?:\.(_\w+)| import \(?([\w\s,]+))")
-    found = [path]
+    found = [path, checks] if checks.exists() else [path]
     for part in found:
         for module, names in pattern.findall(part.read_text("utf-8")):
             for name in [module, *re.findall(r"\b_\w+", names)]:
@@ -186,7 +186,10 @@ def load(id: str) -> dict[str, Component]:
             f"the paper {id!r} is in the catalogue but not written yet; "
             "`workingpapers list --working` prints those that are"
         )
-    importlib.import_module(f"{collection_of(id).package}.{path.parent.name}.{id}")
+    home = f"{collection_of(id).package}.{path.parent.name}"
+    importlib.import_module(f"{home}.{id}")
+    if path.with_name(f"_check_{path.name}").exists():
+        importlib.import_module(f"{home}._check_{id}")
     own = {name: c for name, c in _components.items() if name.split(".")[0] == id}
     if id not in own:
         raise WorkingPapersError(f"{path} registers no component: @paper({id!r}) is missing")

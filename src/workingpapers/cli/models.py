@@ -1,4 +1,4 @@
-"""The doors to what works on models: bench, contract, swap.  Heavy imports happen inside the commands."""
+"""The doors to what works on models: bench, contract, swap, inspect, verify.  Heavy imports come late."""
 
 import sys
 from pathlib import Path
@@ -86,6 +86,53 @@ def swap(
 
     rows = listed(model, old, new, where)
     _print.json(rows) if as_json else _print.rows(rows)
+
+
+@app.command(
+    epilog="Examples: workingpapers inspect my.py:case --report health.html  |  "
+    "workingpapers inspect my.py:case --loss cross_entropy --lr 0.1 --checks redo,sgd_stability --json.  "
+    "Exit code: 0 healthy, 1 something is serious or warns, 2 bad input."
+)
+def inspect(
+    case: Annotated[
+        str, typer.Argument(help="file.py:function that returns a model and data for it, or module:function.")
+    ],
+    loss: Annotated[str | None, typer.Option(help="cross_entropy or mse, where data have targets.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="The learning rate, to hold against the curvature.")
+    ] = None,
+    checks: Annotated[str, typer.Option(help="all, or names of checks or papers, with commas.")] = "all",
+    batch: Annotated[int, typer.Option(min=1, help="Examples at a time, where data are one tensor.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of samples and probes.")] = 0,
+    report: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write a page with pictures here.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Keep the findings here as JSON.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Print what changed since the findings kept there.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is dead, redundant, collapsed or unstable in a network, and what to do about it."""
+    from workingpapers.verbs import _print
+    from workingpapers.verbs._inspection import Inspection
+    from workingpapers.verbs.inspect import inspect_named
+
+    before = Inspection.load(since) if since else None
+    wanted = "all" if checks == "all" else checks.split(",")
+    with _print.status(quiet=as_json) as say:
+        found = inspect_named(case, loss=loss, lr=lr, checks=wanted, batch=batch, seed=seed, watch=say)
+    if out is not None:
+        found.save(out)
+    if report is not None:
+        found.report(report)
+    if as_json:
+        _print.json(found.as_dict())
+    elif before is not None:
+        print(found.since(before))
+    else:
+        _print.inspection(found)
+    raise typer.Exit(0 if found.healthy else 1)
 
 
 @app.command(

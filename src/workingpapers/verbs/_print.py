@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workingpapers.catalog.find import Match
     from workingpapers.claims import Verdict
     from workingpapers.experiments.comparison import Comparison, Row
+    from workingpapers.verbs._inspection import Inspection
     from workingpapers.verbs.bench import Bench
     from workingpapers.verbs.check import Checked
 
@@ -87,6 +88,25 @@ def status(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     out = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
     with out.status("") as line:
         yield line.update
+
+
+def inspection(found: "Inspection") -> None:
+    """Print what is wrong, the worst first, then each check's sentence."""
+    out = console()
+    out.print(f"[bold]{escape(found.headline())}[/bold]")
+    for check, symptom in found.symptoms:
+        colour = {"serious": "red", "warning": "yellow"}.get(symptom.severity, "cyan")
+        where = f"[bold]{escape(symptom.where)}[/bold]: " if symptom.where else ""
+        out.print(f"[{colour}]{symptom.severity}[/{colour}] {where}{escape(symptom.says)} [dim]{check}[/dim]")
+        out.print(f"        {escape(symptom.remedy)}", style="dim")
+    table = Table("check", "what it found", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for check, finding in found.findings.items():
+        table.add_row(check, escape(finding.reading))
+    for check, why in found.skipped.items():
+        table.add_row(check, f"[dim]does not apply: {escape(why)}[/dim]")
+    for check, why in found.failed.items():
+        table.add_row(check, f"[red]failed: {escape(why)}[/red]")
+    out.print(table)
 
 
 def bench(found: "Bench") -> None:
