@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workingpapers.catalog import claim, component, make, paper
     from workingpapers.contracts import check_contract
     from workingpapers.errors import UnknownName, WorkingPapersError
+    from workingpapers.verbs._tracker import Tracker
     from workingpapers.verbs.bench import bench
     from workingpapers.verbs.check import check
     from workingpapers.verbs.compare import compare
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Box": "verbs.verify",
+    "Tracker": "verbs._tracker",
     "UnknownName": "errors",
     "WorkingPapersError": "errors",
     "claim": "catalog",
@@ -52,6 +54,7 @@ _HOMES = {
 
 __all__ = [
     "Box",
+    "Tracker",
     "UnknownName",
     "WorkingPapersError",
     "bench",

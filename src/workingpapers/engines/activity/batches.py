@@ -33,6 +33,17 @@ class Batch:
         arguments, named, targets = pytree.tree_map(move, parts)
         return Batch(arguments, named, targets, self.size)
 
+    def __getitem__(self, part: slice) -> "Batch":
+        """Return some of the examples."""
+
+        def cut(value: Any) -> Any:
+            return (
+                value[part] if isinstance(value, Tensor) and value.ndim and len(value) == self.size else value
+            )
+
+        arguments, named, targets = pytree.tree_map(cut, (self.arguments, dict(self.named), self.targets))
+        return Batch(arguments, named, targets, len(range(*part.indices(self.size))))
+
     @property
     def mask(self) -> Tensor | None:
         """Which tokens (size, length) are no padding, where the batch says so by the name Hugging Face uses."""
@@ -54,7 +65,7 @@ def batches_of(data: Any, batch: int = 64) -> Iterator[Batch]:
     if isinstance(data, Tensor | Mapping) or _is_pair(data):
         whole = _one(data)
         for start in range(0, whole.size, batch):
-            yield _sliced(whole, slice(start, start + batch))
+            yield whole[start : start + batch]
         if whole.size == 0:
             raise WorkingPapersError("the data hold no example")
         return
@@ -98,14 +109,6 @@ def _size(value: Any) -> int:
         if isinstance(leaf, Tensor) and leaf.ndim:
             return len(leaf)
     raise WorkingPapersError("a batch holds no tensor whose first dimension counts examples")
-
-
-def _sliced(whole: Batch, part: slice) -> Batch:
-    def cut(value: Any) -> Any:
-        return value[part] if isinstance(value, Tensor) and value.ndim and len(value) == whole.size else value
-
-    arguments, named, targets = pytree.tree_map(cut, (whole.arguments, dict(whole.named), whole.targets))
-    return Batch(arguments, named, targets, min(whole.size, part.stop) - part.start)
 
 
 def device_of(model: nn.Module) -> torch.device:
