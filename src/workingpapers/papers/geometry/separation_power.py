@@ -192,7 +192,7 @@ def pairs_of_interest(arch: Architecture, x: Array, count: int, seed: int) -> In
     holds=all_of(at_least(0.995, of="agreement", by="every"), at_least(1, of="missed_by_square", by="every")),
 )
 def same_for_all_activations(budget: Budget, seed: int) -> Evidence:
-    """Pairs of strings, polygons, sets and graphs, 50 random networks for each activation: the least agreement of two.
+    """Pairs of strings, polygons, sets and graphs, 50 random networks of each activation: the least agreement.
 
     That is the share of pairs on which relu, sigmoid, tanh, sin and the exact test agree, each with each; `exp`
     stands for itself.  `missed_by_square` are pairs that relu separates and the square does not.
@@ -239,7 +239,7 @@ def depth_up_to_a_threshold(budget: Budget, seed: int) -> Evidence:
     `falls` from one depth to the next, `gain` from the first to the last, `beyond`: depths from the predicted
     threshold on whose count is not the one there, `by_invariants`: depths at which invariant channels change it.
     """
-    x, nets = necklaces(8, budget.pick(quick=2, full=3)), budget.pick(quick=50, full=100)
+    x, nets = necklaces(8, 3), budget.pick(quick=50, full=500)
     pairs = _all_pairs(len(x))
     threshold = refine(convolutional(8, 2), x)[1]
 
