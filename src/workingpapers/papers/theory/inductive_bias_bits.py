@@ -143,7 +143,7 @@ def more_dimensions(budget: Budget, seed: int) -> Evidence:
         x, y, x_test, y_test = cosines(dim, seed)
         eps = 0.05 * float(y_test.var(correction=0))
         functions = KernelHypotheses(x, y, sigma=0.25)
-        losses = functions.losses(x_test, y_test, budget.pick(quick=2000, full=10_000), seed)
+        losses = functions.losses(x_test, y_test, 10_000, seed)
         found[dim] = inductive_bias(losses, eps, resamples=0).bits
         exact[dim] = functions.exact_bits(x_test, y_test, eps)
         wide[dim] = KernelHypotheses(x, y).exact_bits(x_test, y_test, eps)
@@ -175,7 +175,7 @@ def networks_encode_more(budget: Budget, seed: int) -> Evidence:
     eps = float(min(cnns.min(), mlps.min()))
     x, y = split.x_train, F.one_hot(split.y_train, 10)
     rbf = KernelHypotheses(x, y).losses(
-        split.x_test, F.one_hot(split.y_test, 10), budget.pick(quick=2000, full=10_000), seed
+        split.x_test, F.one_hot(split.y_test, 10), 10_000, seed
     )
     own, kernel = (inductive_bias(losses, eps, 20, seed) for losses in (mlps, rbf))
     return Evidence(
