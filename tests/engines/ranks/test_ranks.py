@@ -15,6 +15,7 @@ from workingpapers.engines.ranks import (
     participation_ratio,
     rank_notions,
     singular_values,
+    spectrum_notions,
     stable_rank,
 )
 from workingpapers.errors import WorkingPapersError
@@ -81,6 +82,13 @@ def test_the_centred_participation_ratio_is_that_of_the_covariance() -> None:
     e = np.linalg.eigvalsh(np.cov(x.numpy().T))
     assert participation_ratio(x, centre=True) == pytest.approx(e.sum() ** 2 / (e**2).sum())
     assert participation_ratio(x) < participation_ratio(x, centre=True)
+
+
+def test_a_covariance_summed_over_batches_will_do() -> None:
+    x = torch.randn(60, 5, dtype=torch.float64) @ torch.diag(torch.tensor([1, 1, 0.5, 0.01, 0.0]).double())
+    gram = sum(part.T @ part for part in x.split(20))
+    s = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt()
+    assert spectrum_notions(s, exact=1e-6) == pytest.approx(rank_notions(x))
 
 
 def test_nothing_has_rank_0_and_equal_rows_have_it_centred() -> None:

@@ -9,18 +9,22 @@ from torch import nn
 
 from workingpapers.catalog import claims, record
 from workingpapers.errors import UnknownName, WorkingPapersError
+from workingpapers.papers.geometry._edim_theory import (
+    correlation_curve,
+    next_correlation,
+    revival_depths,
+    revival_height,
+    stated_rank,
+)
 from workingpapers.papers.geometry.edim_oscillation import (
     deviation,
     edim_oscillation,
     effective_dimensions,
-    next_correlation,
+    mean_cosine,
     random_features,
     random_weight,
     rank_curves,
-    revival_depths,
-    revival_height,
     revivals,
-    stated_rank,
 )
 from workingpapers.tasks import cnn, mlp
 
@@ -110,6 +114,19 @@ def test_correlations_of_a_wide_network_follow_the_map_and_only_grow() -> None:
         assert rho > before
         assert float(torch.cosine_similarity(h[0], h[1], 0)) == pytest.approx(rho, abs=0.03)
     assert next_correlation(1.0) == pytest.approx(1)
+    curve = correlation_curve(2, 0.2, rho=0.6)
+    once = next_correlation(0.6, 0.2)
+    assert curve == pytest.approx([0.6, once, next_correlation(once, 0.2)])
+
+
+def test_mean_cosine_of_pairs() -> None:
+    x = torch.randn(7, 4)
+    wanted = [float(torch.cosine_similarity(x[i], x[j], 0)) for i in range(7) for j in range(i)]
+    assert mean_cosine(x) == pytest.approx(np.mean(wanted), abs=1e-6)
+    assert mean_cosine(torch.zeros(3, 4)) == 0
+    for slope in (0.0, 0.5):
+        found = edim_oscillation(20, 256, 4, 100, slope, networks=4)
+        assert found.details["cosine"] == pytest.approx(found.details["cosine_predicted"], abs=0.05)
 
 
 def test_deviation_and_revivals_of_made_curves() -> None:

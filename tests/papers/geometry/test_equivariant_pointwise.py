@@ -24,6 +24,7 @@ from workingpapers.papers.geometry.equivariant_pointwise import (
     equivariant_pointwise,
     in_coordinates,
     judged,
+    permutation_spaces,
     representations,
 )
 
@@ -208,6 +209,15 @@ def test_hidden_spaces_of_permutations() -> None:
     assert exchange.from_itself == 7
     assert exchange.from_nodes == 3
     assert exchange.from_edges + nodes.from_edges == 15
+
+
+def test_spaces_of_three_things() -> None:
+    """S_3 has four classes of subgroups; only the one of turns is no stabiliser of things."""
+    found = permutation_spaces(3)
+    assert found.numbers == {"spaces": 4, "beyond": 1, "maps of tensors": 9, "maps beyond": 3}
+    assert [s.size for s in found.details["spaces"]] == [6, 3, 2, 1]
+    with pytest.raises(WorkingPapersError, match="1 to 5"):
+        permutation_spaces(6)
 
 
 def test_layers() -> None:

@@ -30,6 +30,7 @@ from workingpapers.papers.geometry.separation_power import (
     ACTIVATIONS,
     agreement,
     empirical_separates,
+    hierarchy,
     indistinguishable,
     necklaces,
     pairs_of_interest,
@@ -168,6 +169,16 @@ def test_smaller_subgroups_separate_more() -> None:
     assert separates_as_much(group, (0,), tuple(range(6)))
     assert not separates_as_much(group, tuple(range(6)), (0,))
     assert separates_as_much(group, stabiliser(moves, 1), stabiliser(moves, 2))
+
+
+def test_the_hierarchy_of_blocks() -> None:
+    """Of S_3: 1 below everything, the swap and the turns side by side, the group above; of C_12 divisors."""
+    found = hierarchy(symmetric(3))
+    assert found.numbers == {"order": 6, "blocks": 4, "ordered": 5}
+    assert found.details["separates"].tolist() == [[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]]
+    divisors = [1, 2, 3, 4, 6, 12]
+    pairs = sum(b % a == 0 for a, b in combinations(divisors, 2))
+    assert hierarchy(cyclic(12)).numbers == {"order": 12, "blocks": 6, "ordered": pairs}
 
 
 def test_several_blocks_are_the_intersection() -> None:

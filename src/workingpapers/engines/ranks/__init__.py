@@ -24,7 +24,7 @@ def singular_values(rows: Tensor, centre: bool = False) -> Tensor:
     """Return the singular values (min(n, units),) of `rows` (n, ...), largest first, in float64.
 
     Further dimensions are flattened to units.  `centre` subtracts the mean of each column first, so that the
-    values are those of the covariance, up to a factor of sqrt(n).
+    values are those of the covariance, up to a factor of sqrt(n).  The time grows as n units min(n, units).
 
     Raises:
         WorkingPapersError: for less than two dimensions, an empty matrix, complex or infinite numbers.
@@ -86,14 +86,21 @@ def entropy_rank(rows: Tensor, centre: bool = False) -> float:
 def rank_notions(
     rows: Tensor, tolerances: Sequence[float] = TOLERANCES, centre: bool = False
 ) -> dict[str, float]:
-    """Return every notion of rank of `rows` (n, ...) from one decomposition.
+    """Return every notion of rank of `rows` (n, ...) from one decomposition, by the names of `spectrum_notions`."""
+    return spectrum_notions(singular_values(rows, centre), tolerances, exact_tolerance(rows))
 
-    The names: exact, one for each tolerance such as "above 0.01" (of the largest), stable, nuclear,
-    participation, entropy.
+
+def spectrum_notions(
+    s: Tensor, tolerances: Sequence[float] = TOLERANCES, exact: float = EXACT
+) -> dict[str, float]:
+    """Return every notion of rank of a matrix with the singular values `s` (k,), largest first.
+
+    The names: exact (above `exact` times the largest), one for each tolerance such as "above 0.01", stable,
+    nuclear, participation, entropy.  Of a covariance or Gram matrix, summed up over batches, `s` are the square
+    roots of the eigenvalues; rounding then stands at about 1e-8.
     """
-    s = singular_values(rows, centre)
     return {
-        "exact": float(_count(s, exact_tolerance(rows))),
+        "exact": float(_count(s, exact)),
         **{f"above {tau:g}": float(_count(s, tau)) for tau in tolerances},
         "stable": _stable(s),
         "nuclear": _participation(_shares(s)),

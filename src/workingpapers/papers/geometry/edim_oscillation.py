@@ -22,41 +22,19 @@ from workingpapers.catalog import claim, paper
 from workingpapers.engines.ranks import rank_notions
 from workingpapers.errors import WorkingPapersError, unknown
 from workingpapers.experiments import Evidence, Finding, all_of, at_least
+from workingpapers.papers.geometry._edim_theory import (
+    correlation_curve,
+    revival_depths,
+    revival_height,
+    stated_rank,
+)
 from workingpapers.surgery.choose import Modules
 from workingpapers.surgery.collect import collect
 from workingpapers.tasks import Budget, mlp
 
 Curves = dict[str, NDArray[np.float64]]
 WEIGHTS = ("gaussian", "orthogonal")
-RHO = 1 - 2 / math.pi
 CLOSE = 0.05  # of m: how near a curve must be to the formula, and how far it must rise, to reproduce them
-
-
-def stated_rank(layer: int, m: int) -> float:
-    """Return the paper's expected rank at a layer (from 0) for `m` inputs: m [1 - (1 - 2/pi)^layer]."""
-    return m * (1 - RHO**layer)
-
-
-def revival_depths(count: int, rho: float = RHO) -> list[float]:
-    """Return the paper's first `count` depths of local maxima, (k + 1/2) pi / log(1 / rho)."""
-    if not 0 < rho < 1:
-        raise WorkingPapersError(f"rho is a ratio of decay, between 0 and 1; got {rho}")
-    return [(k + 0.5) * math.pi / math.log(1 / rho) for k in range(count)]
-
-
-def revival_height(m: int) -> float:
-    """Return the paper's height of the local maxima, (1 - exp(-pi / 2)) m = 0.792 m."""
-    return m * (1 - math.exp(-math.pi / 2))
-
-
-def next_correlation(rho: float, slope: float = 0.0) -> float:
-    """Return the cosine of two inputs one wide random layer later, for ReLU or leaky ReLU with a slope below 0.
-
-    Cho and Saul 2009 for ReLU; the rest is linear.  It is above rho, unless that is 1 or the slope is 1.
-    """
-    rho = min(1.0, max(-1.0, rho))
-    relu = (math.sqrt(1 - rho * rho) + (math.pi - math.acos(rho)) * rho) / math.pi
-    return (2 * slope * rho + (1 - slope) ** 2 * relu) / (1 + slope**2)
 
 
 def random_weight(rows: int, columns: int, weights: str, generator: torch.Generator) -> Tensor:
@@ -90,6 +68,13 @@ def rank_curves(layers: Sequence[Tensor], centre: bool = False) -> Curves:
     """Return every notion of rank by name, each (len(layers),), of activations (m, ...) of successive layers."""
     rows = [rank_notions(h, centre=centre) for h in layers]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def mean_cosine(rows: Tensor) -> float:
+    """Return the mean cosine of the pairs of rows (m, units), m > 1; rows of zeros have cosine 0."""
+    unit = nn.functional.normalize(rows.double().flatten(1), eps=1e-300)
+    m = len(unit)
+    return float((unit.sum(0).square().sum() - unit.square().sum()) / max(1, m * (m - 1)))
 
 
 def deviation(curve: NDArray[np.float64], m: int, layers: int = 8) -> float:
@@ -137,19 +122,23 @@ def edim_oscillation(
         centre: subtract each unit's mean over the batch first.
 
     The numbers for each notion: its mean at layer 1 and at the last, `deviation` from the formula over layers 1 to
-    8 and `rise` over an earlier layer, both in shares of m, and `maxima` between.  `details` has `mean` and `std`
-    (depth + 1,), from layer 0, by notion, `formula` with it, `revival_depths`, and `verdicts`.
+    8 and `rise` over an earlier layer, both in shares of m, and `maxima` between; and the mean cosine of two inputs
+    at the last layer, with that of wide networks.  `details` has `mean` and `std` (depth + 1,) by notion, from
+    layer 0, `formula`, `cosine` and `cosine_predicted` with it, `revival_depths`, and `verdicts`.
     """
     if min(m, width, depth, inputs, networks) < 1:
         raise WorkingPapersError("inputs, widths, depth and networks are counted from 1")
     generator = torch.Generator().manual_seed(seed)
-    runs = []
+    runs, cosines = [], []
     for _ in range(networks):
         x = torch.randn(m, inputs, dtype=torch.float64, generator=generator)
-        runs.append(rank_curves(random_features(x, width, depth, slope, weights, generator), centre))
+        layers = random_features(x, width, depth, slope, weights, generator)
+        runs.append(rank_curves(layers, centre))
+        cosines.append([mean_cosine(h) for h in layers])
     stacked = {name: np.stack([run[name] for run in runs]) for name in runs[0]}
     mean = {name: found.mean(0) for name, found in stacked.items()}
-    numbers: dict[str, float] = {}
+    cosine, predicted = np.mean(cosines, axis=0), correlation_curve(depth, slope)
+    numbers = {f"cosine at {depth}": float(cosine[-1]), "cosine predicted": predicted[-1]}
     verdicts = {}
     for name, curve in mean.items():
         rise, maxima = revivals(curve, m)
@@ -169,6 +158,7 @@ def edim_oscillation(
         {
             "mean": mean, "std": {name: found.std(0) for name, found in stacked.items()}, "formula": formula,
             "revival_depths": revival_depths(3), "revival_height": revival_height(m), "verdicts": verdicts,
+            "cosine": cosine, "cosine_predicted": np.array(predicted),
         },
     )  # fmt: skip
 
@@ -297,4 +287,5 @@ def kept_by_slope_or_orthogonality(budget: Budget, seed: int) -> Evidence:
         for name, (slope, weights) in choices.items()
     }
     shares = {name: float(curve[10]) for name, curve in curves.items()}
-    return Evidence(**shares, leaky_over_relu=float(curves["leaky"][20] - curves["relu"][20]))
+    deeper = {f"{name}_at_20": float(curve[20]) for name, curve in curves.items()}
+    return Evidence(**shares, **deeper, leaky_over_relu=float(curves["leaky"][20] - curves["relu"][20]))

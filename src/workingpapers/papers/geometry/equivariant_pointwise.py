@@ -26,9 +26,10 @@ from torch.nn import functional as F
 
 from workingpapers.catalog import claim, paper
 from workingpapers.engines.groups import cyclic, dihedral, equivariant_basis, fixed_vectors, symmetric
+from workingpapers.errors import WorkingPapersError
 from workingpapers.experiments import Evidence, Finding, all_of, at_least, at_most
 from workingpapers.papers.geometry._commuting import Activation, Array, values
-from workingpapers.papers.geometry._monomial import Generators, decide, stacked
+from workingpapers.papers.geometry._monomial import Generators, decide, hidden_spaces, stacked
 from workingpapers.papers.geometry._orbits import collapse
 from workingpapers.tasks import Budget
 
@@ -147,6 +148,32 @@ def _draw(rho: Array) -> Any:
         axes.set(title=f"generator {i}", xlabel="coordinate", ylabel="goes to")
     figure.colorbar(shown, ax=list(row[0]))
     return figure
+
+
+@paper("equivariant_pointwise", part="spaces", kind="analysis", example=lambda generator: (3,))
+def permutation_spaces(n: int) -> Finding:
+    """List the hidden spaces R[S_n / H] that a ReLU network equivariant under all orders of `n` things may have.
+
+    The numbers: how many `spaces` there are, one for each class of subgroups H, how many lie `beyond` the tensors
+    that invariant graph networks use, and the most linear maps from edges, R^(n x n), to one of each sort.
+    `details["spaces"]` has a `HiddenSpace` of each.
+    """
+    if not 1 <= n <= 5:
+        raise WorkingPapersError(f"subgroups are listed of the orders of 1 to 5 things; got {n}")
+    spaces = hidden_spaces(n)
+    beyond = [s for s in spaces if s.fixing is None]
+    numbers = {
+        "spaces": float(len(spaces)),
+        "beyond": float(len(beyond)),
+        "maps of tensors": float(max(s.from_edges for s in spaces if s.fixing is not None)),
+        "maps beyond": float(max((s.from_edges for s in beyond), default=0)),
+    }
+    return Finding(
+        numbers,
+        f"Of {len(spaces)} spaces on which {n} things are permuted, {len(beyond)} are no tensors over the things.",
+        None,
+        {"spaces": spaces},
+    )
 
 
 def representations() -> dict[str, tuple[Array, Array | None]]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workingpapers.catalog import claim, paper
+from workingpapers.engines.groups import generate, subgroup_classes, symmetric
 from workingpapers.errors import WorkingPapersError
 from workingpapers.experiments import Evidence, Finding, all_of, at_least, at_most
 from workingpapers.papers.geometry._commuting import Activation
@@ -36,6 +37,7 @@ from workingpapers.papers.geometry._separation import (
     refine,
     separated,
     separated_pairs,
+    separates_as_much,
     sets,
 )
 from workingpapers.tasks import Budget
@@ -137,6 +139,33 @@ def _draw(by_depth: Sequence[Indices], orbits: float) -> Any:
     axes.set(xlabel="hidden layers", ylabel="inputs told apart", xticks=range(1, len(by_depth) + 1))
     axes.legend()
     return figure
+
+
+def _blocks_example(generator: torch.Generator) -> tuple[Any, ...]:
+    return (torch.from_numpy(symmetric(3)),)
+
+
+@paper("separation_power", part="blocks", kind="analysis", example=_blocks_example)
+def hierarchy(generators: Array | Tensor) -> Finding:
+    """Order the hidden blocks R[G/H] of a group by how much they separate: one lies in a conjugate of the other.
+
+    Args:
+        generators: matrices (k, d, d) that generate a finite group of up to about a hundred elements.
+
+    The numbers: `order` of the group, its `blocks`, one for each class of subgroups, and pairs that are `ordered`.
+    `details` has a subgroup of each, `blocks`, the smallest and so the strongest first, and `separates` (blocks,
+    blocks), whether the row's block separates all that the column's does.
+    """
+    group, _ = generate(np.asarray(generators, np.float64))
+    blocks = subgroup_classes(group)
+    table = np.array([[separates_as_much(group, one, other) for other in blocks] for one in blocks])
+    ordered = int(table.sum()) - len(blocks)
+    return Finding(
+        {"order": float(group.order), "blocks": float(len(blocks)), "ordered": float(ordered)},
+        f"The group of {group.order} elements has {len(blocks)} blocks, of which {ordered} pairs are ordered.",
+        None,
+        {"blocks": blocks, "separates": table},
+    )
 
 
 def agreement(
