@@ -48,7 +48,7 @@ class Place:
     """A layer with weights, a norm, or an activation, under the name of its module.
 
     An activation that a module calls itself is named `module:function`; a second run in one pass ends in `#2`.
-    `input` is what an activation read, None for others; `activation` its name.
+    `input` is what an activation or a layer read, None for norms; `activation` its name.
     """
 
     name: str
@@ -66,7 +66,8 @@ class Activity:
     Attributes:
         examples: how many ran.
         targets: of the sample of examples, in the order of the views' `examples`; None without targets.
-        outputs: of the same examples, where the model gives a tensor or something with `logits`; else None.
+        outputs: of the same examples, the model's tensor, or of Hugging Face's outputs the logits or the last
+            hidden states; None where it gives anything else.
         loss: the mean over batches; None without one.
         slopes: root mean square over batches of each parameter's gradient norm; empty without a loss.
         batches: the first ones, together at most HELD examples.
@@ -129,7 +130,7 @@ class _Sweep:
     ) -> None:
         """Take what a place read and gave."""
         self.heads.setdefault(name, (kind, module, held))
-        if before is not None and before.shape == output.shape:
+        if before is not None:
             self._take(name, "input", before, last)
         self._take(name, "output", output, last)
 
@@ -225,7 +226,7 @@ def observe(
                 if loss is not None:
                     losses.append(_backward(model, loss, output, part, squares))
             _keep(targets, part.targets, sweep.kept, part.size)
-            _keep(outputs, getattr(output, "logits", output), sweep.kept, part.size)
+            _keep(outputs, _main(output), sweep.kept, part.size)
             if number + part.size <= HELD or not first:
                 first.append(part)
             number += part.size
@@ -252,6 +253,14 @@ def _view(sweep: _Sweep, name: str, side: str) -> View | None:
 def _keep(kept: Kept, value: Any, drawn: tuple[Tensor, Tensor], size: int) -> None:
     if isinstance(value, Tensor) and value.ndim and len(value) == size and len(drawn[0]):
         kept.put(value[drawn[0].to(value.device)], drawn[1])
+
+
+def _main(output: Any) -> Any:
+    """Return the tensor that a model's output stands for."""
+    for name in ("logits", "last_hidden_state"):
+        if isinstance(getattr(output, name, None), Tensor):
+            return getattr(output, name)
+    return output
 
 
 class _slopes_kept:

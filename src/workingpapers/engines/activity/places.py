@@ -77,7 +77,7 @@ class _Watching(TorchFunctionMode):
             if not any(self.activations.get(outer) for outer in self.stack):
                 self._tell("activation", name, module, held, before, output)
         elif kind:
-            self._tell(kind, name, module, None, None, output)
+            self._tell(kind, name, module, None, args[0] if args and kind == "layer" else None, output)
 
     def _tell(
         self, kind: str, name: str, module: nn.Module, held: str | None, before: Any, output: Tensor
@@ -85,7 +85,8 @@ class _Watching(TorchFunctionMode):
         self.runs[name] += 1
         name = name if self.runs[name] == 1 else f"{name}#{self.runs[name]}"
         last = output.ndim == 3 if self.last is None else self.last
-        before = before if isinstance(before, Tensor) else None
+        read = isinstance(before, Tensor) and before.is_floating_point() and before.ndim == output.ndim
+        before = before if read else None
         self.seen(kind, name, module, held, before, output, last or output.ndim == 2)
 
 

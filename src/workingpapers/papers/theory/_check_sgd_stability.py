@@ -42,7 +42,12 @@ def limit(case: Case, edge: float = AT_THE_EDGE) -> Finding:
     pairs = [
         (b.named or (b.arguments if len(b.arguments) > 1 else b.arguments[0]), b.targets) for b in batches
     ]
-    top = sharpness(case.model, loss, pairs, tolerance=1e-2, most=60, seed=case.seed)
+    try:
+        top = sharpness(case.model, loss, pairs, tolerance=1e-2, most=60, seed=case.seed)
+    except RuntimeError as error:  # torch has no second derivative of some functions, such as hardsigmoid
+        if "not implemented" not in str(error):
+            raise
+        raise NotApplicable(f"it needs second derivatives, and torch says: {error}") from None
     numbers = {"sharpness": top}
     if case.lr is None or case.adaptive:
         safe = (

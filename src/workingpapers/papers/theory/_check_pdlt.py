@@ -1,0 +1,74 @@
+"""What `inspect` asks of the effective theory: do signals keep their size from layer to layer?"""
+
+import math
+from functools import partial
+
+from torch import nn
+
+from workingpapers.catalog import paper
+from workingpapers.engines.activity.case import Case, NotApplicable, example_case
+from workingpapers.engines.activity.layers import bars, normed
+from workingpapers.engines.activity.observe import Place
+from workingpapers.experiments.evidence import Finding, Symptom
+
+
+def _small(model: nn.Sequential) -> None:
+    model.get_parameter("2.weight").mul_(1e-3)
+    model.get_parameter("2.bias").mul_(1e-3)
+
+
+def gain(place: Place) -> float | None:
+    """Return the mean square that a layer gives over the mean square that it reads; None where that is 0."""
+    if place.input is None or place.input.moments.mean_square == 0:
+        return None
+    return place.output.moments.mean_square / place.input.moments.mean_square
+
+
+@paper("pdlt", part="scale", kind="analysis", example=example_case(_small))
+def scale(case: Case, layer: float = 30.0, depth: float = 1e4) -> Finding:
+    """Find layers whose weights let signals explode or vanish.
+
+    Args:
+        case: of `inspect`; mean squares of what layers read and give.
+        layer: a hidden layer is badly scaled where its gain, K_out / K_in, is above this or below its inverse.
+            Critical gains are between 1 (tanh, linear) and 2 (ReLU); torch's default for Linear is 1/3.
+        depth: signals explode or vanish where the mean square before the last hidden activation is this many
+            times larger or smaller than before the first one; at criticality it stays (Section 5 of the book).
+
+    A layer whose output goes to a norm is left out, as its scale has no effect; so is the last layer.
+    """
+    layers = [p for p in case.activity.layers() if p.name not in normed(case)][:-1]
+    gains = {p.name: found for p in layers if (found := gain(p)) is not None}
+    if not gains:
+        raise NotApplicable("it needs a hidden layer that no norm follows")
+    symptoms = [
+        Symptom(
+            name,
+            "warning",
+            f"the layer's weights are badly scaled: it {'enlarges' if found > 1 else 'shrinks'} the mean square of "
+            f"what it reads {found if found > 1 else 1 / max(found, 1e-300):.3g} times (limit {layer:g}).",
+            "Draw its weights at criticality, `make('pdlt.critical_init')`, or put a norm behind it.",
+        )
+        for name, found in gains.items()
+        if not 1 / layer <= found <= layer
+    ]
+    sizes = [p.output.moments.mean_square for p in layers]
+    over = sizes[-1] / sizes[0] if sizes[0] > 0 else math.nan
+    plain = not normed(case) and not any(p.kind == "norm" for p in case.activity.places.values())
+    if plain and not symptoms and not 1 / depth <= over <= depth:
+        symptoms.append(
+            Symptom(
+                "depth",
+                "serious",
+                f"signals {'explode' if over > 1 else 'vanish'}: their mean square changes {over:.3g} times over "
+                f"{len(layers)} hidden layers.",
+                "Draw all weights at criticality, `make('pdlt.critical_init')`, or add norms or skip connections.",
+            )
+        )
+    typical = math.exp(sum(math.log(max(g, 1e-300)) for g in gains.values()) / len(gains))
+    return Finding(
+        {"typical gain": typical, **{f"gain of {name}": found for name, found in gains.items()}},
+        f"A hidden layer multiplies the mean square of what it reads by {typical:.3g} in the geometric mean.",
+        partial(bars, gains, "mean square out over mean square in", "Gain of hidden layers", limit=None),
+        symptoms=tuple(symptoms),
+    )
