@@ -88,21 +88,21 @@ def train_features(
         sample: (count, generator) -> inputs and values (count, features).
         phases: which features are trained and for how many steps; None goes on until each of them has the
             `accuracy`, for at most `most` steps.
-        optimizer: "adam" or "sgd" (momentum 0.9).
+        optimizer: "adam" or "sgd" (momentum 0.9), begun afresh in each phase.
         seed: decides the samples.
     """
     if optimizer not in ("adam", "sgd"):
         raise unknown("optimizer", optimizer, ("adam", "sgd"))
     if not phases:
         raise WorkingPapersError("training needs at least one phase; got none")
-    descent = (
-        torch.optim.Adam(model.parameters(), lr)
-        if optimizer == "adam"
-        else torch.optim.SGD(model.parameters(), lr, momentum=0.9)
-    )
     generator = torch.Generator().manual_seed(stream(seed, "samples"))
     held = sample(2000, torch.Generator().manual_seed(stream(seed, "held out")))
     for trained, steps in phases:
+        descent = (
+            torch.optim.Adam(model.parameters(), lr)
+            if optimizer == "adam"
+            else torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+        )
         for step in range(most if steps is None else steps):
             if steps is None and step % 25 == 0:
                 reached = feature_accuracy(model.eval(), *held)
