@@ -7,10 +7,11 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from workingpapers.catalog import KINDS, available, families, records
+from workingpapers.catalog import KINDS, available, component, families, records
 from workingpapers.catalog.ledger import status
 from workingpapers.catalog.remarks import remarks
 from workingpapers.contracts import checks
+from workingpapers.verbs.inspect import chosen_checks
 from workingpapers.verbs.show import number, show
 
 HERE = Path(__file__).parent
@@ -167,6 +168,15 @@ def verify_table(results: Path = HERE.parent / "benchmarks" / "results") -> str:
     return "\n".join(lines) + "\n"
 
 
+def checks_table() -> str:
+    """Return what `inspect` looks at as a table."""
+    lines = ["| check | what it does |", "| --- | --- |"]
+    for name in chosen_checks("all"):
+        said = (component(name).target.__doc__ or "").splitlines()[0]
+        lines.append(f"| [{name}](papers/{name.split('.')[0]}.md) | {said} |")
+    return "\n".join(lines) + "\n"
+
+
 def write(folder: Path = HERE) -> None:
     """Write all generated pages; a page that is as it was keeps its date, so that builds stay incremental."""
     pages = {
@@ -174,6 +184,7 @@ def write(folder: Path = HERE) -> None:
         "kinds.md": kinds_page(),
         "verdicts.md": verdicts_page(),
         "verify_results.md": verify_table(),
+        "inspect_checks.md": checks_table(),
         **{f"papers/{id}.md": paper_page(id) for id in records()},
     }
     for name, text in pages.items():

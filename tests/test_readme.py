@@ -20,10 +20,15 @@ README = (ROOT / "README.md").read_text("utf-8")
 SCRIPT = """
 import random
 
+import torch
 from torch import nn
 
 def model():
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+
+def case():
+    torch.manual_seed(0)
+    return model(), (torch.randn(64, 8), torch.arange(64) % 2)
 
 def run(activation, lr, seed):
     return {"accuracy": 0.9 + 0.05 * (activation == "golu") + 0.01 * random.random(), "loss": lr}
