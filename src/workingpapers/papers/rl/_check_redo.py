@@ -19,7 +19,7 @@ def _asleep(model: nn.Sequential) -> None:
 
 
 @paper("redo", part="dormant", kind="analysis", example=example_case(_asleep))
-def dormant(case: Case, tau: float = 0.025, share: float = 0.1, serious: float = 0.3) -> Finding:
+def dormant(case: Case, tau: float = 0.025, share: float = 0.25, serious: float = 0.5) -> Finding:
     """Tell which share of each layer's hidden units is tau-dormant: mean size at most tau of the layer's mean.
 
     Looked at are activations between two layers, so neither the outputs nor layers that no activation follows.
@@ -27,7 +27,8 @@ def dormant(case: Case, tau: float = 0.025, share: float = 0.1, serious: float =
     Args:
         case: of a sweep.
         tau: 0.025, at which the paper's figures count dormant units.
-        share: of a layer's units, from which a warning is given; ours, the paper has no limit.
+        share: of a layer's units, from which a warning is given; ours, the paper has no limit: of 180 narrow
+            layers of healthy networks 98 % had less than 18 %.
         serious: share from which it is serious; ours too.
 
     A symptom's cure recycles the units on a copy, as ReDo does: fresh weights in, zeros out.  It refuses where the

@@ -47,7 +47,7 @@ def scale(case: Case, layer: float = 30.0, depth: float = 1e4) -> Finding:
             "warning",
             f"the layer's weights are badly scaled: it {'enlarges' if found > 1 else 'shrinks'} the mean square of "
             f"what it reads {found if found > 1 else 1 / max(found, 1e-300):.3g} times (limit {layer:g}).",
-            "Draw its weights at criticality, `make('pdlt.critical_init')`, or put a norm behind it.",
+            "Draw its weights at criticality, `make('pdlt.init')`, or put a norm behind it.",
         )
         for name, found in gains.items()
         if not 1 / layer <= found <= layer
@@ -62,7 +62,7 @@ def scale(case: Case, layer: float = 30.0, depth: float = 1e4) -> Finding:
                 "serious",
                 f"signals {'explode' if over > 1 else 'vanish'}: their mean square changes {over:.3g} times over "
                 f"{len(layers)} hidden layers.",
-                "Draw all weights at criticality, `make('pdlt.critical_init')`, or add norms or skip connections.",
+                "Draw all weights at criticality, `make('pdlt.init')`, or add norms or skip connections.",
             )
         )
     typical = math.exp(sum(math.log(max(g, 1e-300)) for g in gains.values()) / len(gains))
