@@ -160,7 +160,8 @@ def model_criticality(model: nn.Module, x: Tensor) -> Finding:
 
     The numbers: the product over layers of chi_perp (`gradients`, the factor on squared gradients from the last
     layer to the first) and of chi_par (`signals`), both over layers that no normalisation resets; `worst`, the
-    chi_perp furthest from 1 on a log scale; `depth_over_width`.  `details["layers"]` has each (see `layer_criticality`).
+    chi_perp furthest from 1 on a log scale; `depth_over_width`.  `details["layers"]` has all of them
+    (see `layer_criticality`).
     """
     layers = layer_criticality(model, x)
     free = [layer for layer in layers if not layer.normalised]
