@@ -35,6 +35,18 @@ class Functional(nn.Module):
         return torch.log_softmax(self.out(x.clamp(-1, 1)), 1)
 
 
+class Attending(nn.Module):
+    """torch's own transformer layer on the rows of an image, and a gated linear unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 2, 10, batch_first=True)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.glu(self.layer(x.transpose(1, 2).flatten(2))[:, 0]))
+
+
 class Gated(nn.Module):
     """An attention gate, and a bottleneck's sigmoid over channels."""
 
@@ -74,6 +86,7 @@ NETS = {
     ),
     "functional": Functional,
     "gated": Gated,
+    "attending": Attending,
     "residual": lambda: residual_cnn(2, 5, (4, 6)),
     "transformer": lambda: vit(2, 8, 4, 3, 8, 1, 2),
 }
@@ -185,6 +198,20 @@ def test_gates_and_statistics_do_not_move() -> None:
     system = linear_interpreter(norm, x)
     torch.testing.assert_close(system.forward(v), v * scale)
     torch.testing.assert_close(system.r, -x.mean((2, 3), keepdim=True) * scale * torch.ones_like(x))
+
+
+def test_attention_mixes_by_weights_that_do_not_move() -> None:
+    attention = nn.MultiheadAttention(6, 2, batch_first=True).double()
+    with torch.no_grad():
+        attention.in_proj_bias.normal_()
+        attention.in_proj_weight.mul_(3)
+    x, v = torch.randn(1, 4, 6).double(), torch.randn(3, 4, 6).double()
+    system = linear_interpreter(scope_of(attention), x)
+    torch.testing.assert_close(system.linear_part() + system.r, attention(x, x, x)[0])
+    weights = attention(x, x, x, average_attn_weights=False)[1][0]
+    values = v @ attention.in_proj_weight[12:].T
+    mixed = torch.cat([weights[h] @ values[..., 3 * h : 3 * h + 3] for h in range(2)], -1)
+    torch.testing.assert_close(system.forward(v), mixed @ attention.out_proj.weight.T)
 
 
 def test_pooling_keeps_its_choice() -> None:
@@ -321,6 +348,16 @@ def test_the_small_rcan_doubles_patches_and_is_replayed() -> None:
     assert float(far) <= 1e-6 * float(column.abs().max())  # local: gates do not move
 
 
+def scope_of(attention: nn.Module) -> nn.Module:
+    """Return self-attention as a network of one input."""
+
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return attention(x, x, x)[0]
+
+    return Own()
+
+
 class Square(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * x
@@ -346,6 +383,9 @@ def test_bad_input_is_named() -> None:
         system.forward(x[:1])
     with pytest.raises(WorkingPapersError, match="single input"):
         system.operator()
+    keys = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+    with pytest.raises(WorkingPapersError, match="MultiheadAttention of batches"):
+        linear_interpreter(scope_of(keys), torch.randn(2, 3, 4))
     one = linear_interpreter(nn.Linear(3, 2), x[:1])
     with pytest.raises(WorkingPapersError, match="1 to 1 singular"):
         one.singular(2)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from workingpapers.errors import WorkingPapersError
 from workingpapers.surgery.activations import call_named
 
 Answer = Callable[..., Any]  # takes the new call's arguments and gives its result
@@ -137,6 +138,37 @@ def _attention(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
     return value, lambda _, __, v, *a, **k: weights @ v
 
 
+def _heads(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Answer]:
+    """Freeze the weights of nn.MultiheadAttention, inputs (T, N, D)."""
+    value = func(*args, **kwargs)
+    given = _named(func, args, kwargs)
+    extra = given["bias_k"] is not None or given["add_zero_attn"]
+    if given["query"].ndim != 3 or extra or given["use_separate_proj_weight"]:
+        raise WorkingPapersError(
+            "a linear interpreter takes nn.MultiheadAttention of batches, with one width and no keys of its own"
+        )
+    more = {"need_weights": True, "average_attn_weights": False}
+    weights = func(**{**given, **more})[1].detach()  # (N, heads, T, S)
+    width, projected = given["embed_dim_to_check"], given["in_proj_weight"]
+    bias = given["in_proj_bias"]
+
+    def answer(*a: Any, **k: Any) -> Any:
+        new = _named(func, a, k)["value"]
+        v = F.linear(new, projected[2 * width :], None if bias is None else bias[2 * width :])
+        split = v.unflatten(2, (weights.shape[1], -1)).permute(1, 2, 0, 3)  # (N, heads, S, D / heads)
+        mixed = (weights @ split).permute(2, 0, 1, 3).flatten(2)
+        return F.linear(mixed, given["out_proj_weight"], given["out_proj_bias"]), value[1]
+
+    return value, answer
+
+
+def _glu(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Answer]:
+    value = func(*args, **kwargs)
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
+    gate = torch.sigmoid(first(args, kwargs).chunk(2, dim)[1]).detach()
+    return value, lambda *a, **k: first(a, k).chunk(2, dim)[0] * gate
+
+
 def _named(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call's arguments by name; empty for a function whose signature is not known."""
     try:
@@ -192,9 +224,13 @@ _OTHERS: dict[str, Freeze] = {
     **dict.fromkeys(("layer_norm", "rms_norm", "instance_norm", "group_norm"), _statistics),
     "where": _where,
     "scaled_dot_product_attention": _attention,
+    "multi_head_attention_forward": _heads,
+    "glu": _glu,
     "log_softmax": _log_softmax,
 }
 # answered calls that add nothing of their own
 WITHOUT_CONSTANT = (
-    GATES | POOLS | {name for name, how in _OTHERS.items() if how in (_largest, _where, _attention)}
+    GATES
+    | POOLS
+    | {name for name, how in _OTHERS.items() if how in (_largest, _where, _attention, _heads, _glu)}
 )

@@ -14,7 +14,7 @@ from workingpapers.errors import WorkingPapersError
 from workingpapers.papers.interpret._replay import Record, Replay, evaluating, naming
 
 Place = int | Sequence[int]
-SAME = 1e-3  # relative difference from an affine system that rounding may make
+ROUNDING = 1000  # units in the last place by which an affine system may seem not to be one
 
 
 class LinearInterpreter:
@@ -61,7 +61,7 @@ class LinearInterpreter:
         size = max(float(t.abs().max()) for t in (self.y, one, both, self.r)) or 1.0
         gap = float((both - one - (self.y - self.r)).abs().max())
         gap = max(gap, float((self._run(self.x) - self.y).abs().max()))
-        if not gap <= SAME * size:
+        if not gap <= max(ROUNDING * torch.finfo(self.y.dtype).eps, 1e-9) * size:
             raise WorkingPapersError(
                 f"{type(self.model).__name__} is not affine once its decisions are fixed (it is off by "
                 f"{gap / size:.1g} of its outputs): it multiplies two things that both depend on the input"
