@@ -207,6 +207,19 @@ def test_sketches_are_unbiased_and_their_error_falls_with_the_root() -> None:
     )
 
 
+def test_attention_has_a_tangent_kernel_too() -> None:
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    model, x = nn.Sequential(block, nn.Flatten(), nn.Linear(12, 2)).eval(), torch.randn(5, 3, 4)
+    rows = [torch.autograd.grad(o, list(model.parameters()), retain_graph=True) for o in model(x).sum(1)]
+    flat = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    full = empirical_ntk(model, x, mode="full")
+    torch.testing.assert_close(full.sum((2, 3)), flat @ flat.T, rtol=1e-4, atol=1e-4)
+    sketch = sketched_ntk(model, x, mode="full", directions=200)
+    assert float((sketch - full).norm() / full.norm()) < 0.3
+    torch.testing.assert_close(linearise(model)({}, x), model(x))
+
+
 def test_the_linearised_model_is_the_tangent() -> None:
     model, x = net().double().eval(), torch.randn(4, 6).double()
     function = linearise(model)

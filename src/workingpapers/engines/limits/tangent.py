@@ -3,11 +3,13 @@
 theta(x, x')[a, b] = <d f_a(x) / dw, d f_b(x') / dw>
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from workingpapers.errors import WorkingPapersError, unknown
 
@@ -170,16 +172,17 @@ def _contract(left: list[Tensor], right: list[Tensor], mode: str) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-class _evaluation:
-    """Evaluation mode for a stretch, and the modes as they were afterwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-
-    def __exit__(self, *error: object) -> None:
-        for module, mode in self.modes.items():
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a stretch, with attention that every kind of derivative goes through."""
+    modes = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, mode in modes.items():
             module.training = mode

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from workingpapers.engines.spectra.extremes import extremes
 from workingpapers.engines.spectra.operator import Operator
@@ -44,7 +45,8 @@ def jacobians(model: nn.Module, x: Tensor, chunk: int = 16) -> Tensor:
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        parts = vmap(jacrev(output), in_dims=(None, 0), chunk_size=chunk)(moving, x.double())
+        with sdpa_kernel(SDPBackend.MATH):
+            parts = vmap(jacrev(output), in_dims=(None, 0), chunk_size=chunk)(moving, x.double())
     finally:
         for module, mode in modes.items():
             module.training = mode
