@@ -22,6 +22,7 @@ from workingpapers.engines.regions import (
     walk,
 )
 from workingpapers.engines.regions.plane import convex
+from workingpapers.engines.regions.program import Bend
 from workingpapers.errors import WorkingPapersError
 
 DOUBLE = torch.float64
@@ -96,6 +97,8 @@ NETS = {
     "hardtanh": dense(2, 12, 12, 2, activation=lambda: nn.Hardtanh(-0.3, 0.8)),
     "relu6": dense(2, 12, 2, activation=nn.ReLU6),
     "hardsigmoid": dense(2, 12, 12, 2, activation=nn.Hardsigmoid),
+    "softshrink": dense(2, 12, 2, activation=lambda: nn.Softshrink(0.2)),
+    "chosen": dense(2, 12, 12, 2, activation=_nets.Chosen),
     "abs": dense(2, 12, 8, 2, activation=Abs),
     "prelu": nn.Sequential(nn.Linear(2, 9), nn.PReLU(9), nn.Linear(9, 9), nn.PReLU(), nn.Linear(9, 2)),
     "maxout": nn.Sequential(nn.Linear(2, 12), Maxout(), nn.Linear(4, 12), Maxout(), nn.Linear(4, 2)),
@@ -112,6 +115,14 @@ def test_networks_equal_their_maps(name: str) -> None:
     assert len(found) > 10
     assert float(found.areas.sum()) == pytest.approx(10.5, rel=1e-12)
     assert gap(model, found) < 1e-12
+
+
+def test_a_function_in_several_steps_is_one_bend() -> None:
+    network = program(nn.Sequential(nn.Linear(2, 3), _nets.Chosen(), nn.Linear(3, 1)), torch.zeros(1, 2))
+    (bend,) = [s.operation for s in network.steps if isinstance(s.operation, Bend)]
+    assert bend.kinks == (-1.0, 0.0, 2.0)
+    assert bend.slopes[:, 0].tolist() == [1.0, 0.25, 1.0, -0.5]
+    assert network.bends == 3
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

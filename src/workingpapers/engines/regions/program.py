@@ -19,6 +19,7 @@ from workingpapers.engines.bounds.from_torch import capture
 from workingpapers.engines.bounds.functions import Function
 from workingpapers.engines.bounds.graph import Elementwise, Graph, Node
 from workingpapers.engines.bounds.straight import Kinked
+from workingpapers.engines.regions.scalar import parts_of
 from workingpapers.errors import WorkingPapersError
 
 _RELU = Kinked("relu", torch.relu, (0.0,), (0.0, 1.0))
@@ -206,6 +207,8 @@ def _straight(graph: Graph) -> Graph:
         match node.operation:
             case Affine() | Elementwise(Kinked()):
                 places[place] = builder.graph.add(node.name, node.operation, inputs, node.shape)
+            case Elementwise(Formula() as formula) if (kinked := parts_of(formula)) is not None:
+                places[place] = builder.graph.add(node.name, Elementwise(kinked), inputs, node.shape)
             case Elementwise(Formula() as formula):
                 places[place] = _written_out(builder, formula, Hidden(inputs[0], node.shape))
             case Elementwise(function):
