@@ -123,9 +123,14 @@ def _draw(net: Net, x: Tensor) -> Any:
 
 
 def _run(budget: Budget, seed: int, kind: str, optimiser: str = "sam") -> Mapping[str, float]:
-    """Return the numbers of a scenario of the specification's size; gradient descent needs fewer steps to fit."""
+    """Return the numbers of a scenario of the specification's size; gradient descent needs fewer steps to fit.
+
+    With normalisation the least trace is a tenth of the others', so the rate is ten times theirs.
+    """
     steps = budget.pick(quick=30_000, full=120_000) // (1 if optimiser == "sam" else 3)
-    return scenario(kind, 30, 100, optimiser, 200, steps, seed=seed).numbers
+    if kind == "norm":
+        return scenario(kind, 30, 100, optimiser, 200, 2 * steps, 0.2, seed).numbers
+    return scenario(kind, 30, 100, optimiser, 200, steps, 0.02, seed).numbers
 
 
 @claim(
@@ -167,6 +172,8 @@ def flatness_and_generalisation(budget: Budget, seed: int) -> Evidence:
         at_least(0.1, of="gain"),
         at_most(1.05, of="memoriser", by="every"),
     ),
+    calibrated="the normalised net's rate and steps, not the rule: at the other nets' rate (seed 1000) its trace "
+    "still fell after 90,000 steps",
 )
 def beyond_sharpness(budget: Budget, seed: int) -> Evidence:
     """With normalisation: test accuracy over the biased net's, flat memoriser's trace over the trained one's."""
