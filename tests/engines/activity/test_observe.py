@@ -131,6 +131,14 @@ def test_samples_are_of_the_same_examples_everywhere() -> None:
     torch.testing.assert_close(found.outputs, model(x[targets]).detach())
 
 
+def test_rows_are_of_the_same_positions_everywhere() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    found = observe(model, torch.randn(40, 9, 3), batch=16, rows=30)
+    hidden, out = (found.places[name].output.rows for name in ("1", "2"))
+    torch.testing.assert_close(model[2](hidden).detach(), out)
+    assert len(out.unique(dim=0)) == 30
+
+
 def test_a_reservoir_is_uniform() -> None:
     """Each of 40 things has a chance of 1/4 to be among the 10 kept, however batches are cut."""
     count = torch.zeros(40)

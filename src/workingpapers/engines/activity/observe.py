@@ -28,7 +28,8 @@ class View:
         moments: of its rows, per unit: all positions of an example, at most POSITIONS evenly spaced ones of a map.
         examples: means over positions (n, units) of a sample of examples, the same for every view and in one order;
             empty where the tensor's first dimension does not count examples.
-        rows: one row (n, units) each of a sample: of the same examples, at a random position.
+        rows: one row (n, units) each of a sample: of the same examples, at a random position, which is the same one
+            in all views of as many positions.
         gradients: moments of the loss's slope by this tensor; None without a loss.
     """
 
@@ -117,6 +118,7 @@ class _Sweep:
     batch: Batch | None = None
     kept: tuple[Tensor, Tensor] = (torch.zeros(0), torch.zeros(0))
     newest: tuple[Tensor | None, Any] = (None, None)
+    drawn: dict[int, Tensor] = field(default_factory=dict)  # by the number of positions, for one batch
 
     def seen(
         self,
@@ -166,7 +168,9 @@ class _Sweep:
         if len(kept) == 0:
             return
         there = torch.ones(len(kept), shaped.shape[1]) if mask is None else mask.cpu()[kept].float()
-        position = torch.multinomial(there + 1e-12, 1, generator=self.generator)[:, 0].to(shaped.device)
+        if shaped.shape[1] not in self.drawn:
+            self.drawn[shaped.shape[1]] = torch.multinomial(there + 1e-12, 1, generator=self.generator)[:, 0]
+        position = self.drawn[shaped.shape[1]].to(shaped.device)
         kept = kept.to(shaped.device)
         if mask is None:
             means = shaped.mean(1)[kept]
@@ -221,6 +225,7 @@ def observe(
             begin()
             sweep.batch, sweep.kept = part, examples.draw(part.size)
             sweep.number += 1
+            sweep.drawn.clear()
             with torch.set_grad_enabled(loss is not None):
                 output = call(model, part.arguments if not part.named else part.named)
                 if loss is not None:
