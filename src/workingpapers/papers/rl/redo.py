@@ -133,8 +133,8 @@ def moving_targets(budget: Budget, seed: int) -> Evidence:
         at_least(0.0, of="over_random"),
         above(-0.1, of="cartpole_gain"),
     ),
-    calibrated="The limit of dormant_ratio was 0.5 and is 0.8 since seed 1000: at this rate units fall dormant again "
-    "within the 100 steps between recycling and the measurement.",
+    calibrated="The limit of dormant_ratio was 0.5 and is 0.8 since seed 1000: at this rate units fall dormant "
+    "again in the 100 steps between recycling and the measurement.",
 )
 def recycling(budget: Budget, seed: int) -> Evidence:
     """ReDo each 100 steps against none and blind recycling on moving labels; and in deep Q-learning.
