@@ -60,7 +60,7 @@ class Scalar:
         self.given = activation
         own = activation
         if isinstance(activation, nn.Module):
-            own = copy.deepcopy(activation).double().eval().requires_grad_(False)
+            own = copy.deepcopy(activation).cpu().double().eval().requires_grad_(False)
         self._function = own
         probe = torch.tensor([-1.3, 0.4, 2.0], dtype=torch.float64)
         values = self(probe)

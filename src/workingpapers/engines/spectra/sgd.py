@@ -82,7 +82,7 @@ class SecondMoments:
         n, outputs = jacobians.shape[:2]
         if not 1 <= batch <= n:
             raise WorkingPapersError(f"a batch has between 1 and all {n} examples; got {batch}")
-        rows = jacobians.double().reshape(n * outputs, -1)
+        rows = jacobians.double().cpu().reshape(n * outputs, -1)
         left, sizes, _ = torch.linalg.svd(rows, full_matrices=False)
         if not sizes.any():
             raise WorkingPapersError("all gradients are zero here, so every learning rate is stable")
