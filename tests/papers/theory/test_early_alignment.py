@@ -13,9 +13,11 @@ from workingpapers.catalog import claims, record
 from workingpapers.errors import WorkingPapersError
 from workingpapers.papers.theory._two_layer import (
     Flow,
+    alignment_times,
     flow,
     phases,
     separated,
+    separated_part,
     separation,
     signs,
     start,
@@ -23,7 +25,6 @@ from workingpapers.papers.theory._two_layer import (
 )
 from workingpapers.papers.theory.early_alignment import (
     alignment_report,
-    alignment_times,
     class_cosines,
     early_alignment,
 )
@@ -44,9 +45,24 @@ def test_separated_data_have_their_cosines(count: int, mu: float) -> None:
     torch.testing.assert_close(gram, mu + (1 - mu) * torch.eye(count).double())
     assert separation(x, y) == pytest.approx(mu)
     assert separation(5 * x, y) == pytest.approx(mu)
+    assert abs(float(y.sum())) <= 1
     y[0] *= -1
     assert separation(x, y) == pytest.approx(-mu)
-    assert abs(float(y.sum())) <= 1
+
+
+def test_points_go_until_the_rest_is_separated() -> None:
+    x, y = separated(12, 0.4, generator(3))
+    assert bool(separated_part(x, y, 0.39).all())
+    spoilt = x.clone()
+    spoilt[5], spoilt[8] = -x[5], x[8] + 4 * torch.randn(13, generator=generator(4)).double()
+    assert separation(spoilt, y) < 0
+    left = separated_part(spoilt, y, 0.2)
+    assert (~left).nonzero().flatten().tolist() == [5, 8]
+    assert separation(spoilt[left], y[left]) >= 0.2
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 3), torch.arange(40) % 2
+    left = separated_part(x + 0.3 * (2 * y[:, None] - 1), y, 0.0)
+    assert 2 < int(left.sum()) < 40
 
 
 def test_labels_of_two_values() -> None:
@@ -66,6 +82,9 @@ def test_phases_by_hand() -> None:
     aligned, dead = phases(on - 0.5, y, v)
     assert aligned.tolist() == [True, False, True, False, False, False]
     assert dead.tolist() == [False, False, False, False, True, False]
+    loose, gone = phases(on - 0.5, y, v, tolerance=0.4)  # one of three points may differ
+    assert loose.tolist() == [True, False, False, False, False, False]
+    assert gone.tolist() == [False, True, True, False, True, True]
     edge, gone = phases(torch.zeros(3, 1), y, torch.ones(1))  # at 0 a neuron is off
     assert not bool(edge[0])
     assert bool(gone[0])
@@ -107,13 +126,13 @@ def test_balance_is_kept_and_no_sign_changes(loss: str) -> None:
     x, y = separated(12, 0.3, generator(2))
     w, v = start(20, 13, 0.02, generator(3))
     v = v * 0.6  # what is conserved need not be 0
-    run = flow(x, y, w, v, loss, until=0.1, step=0.02)
+    run = flow(x, y, w, v, loss, until=0.1, step=0.003)
     assert run.loss[-1] < 0.1
     assert run.imbalance <= 1e-3
     assert run.sign_changes == 0
     gaps = (run.w.square().sum(1) - run.v.square()) - (w.square().sum(1) - v.square())
     assert run.imbalance == pytest.approx(float((gaps.abs() / run.w.square().sum(1)).max()))
-    coarse = flow(x, y, w, v, loss, until=0.1, step=0.2)
+    coarse = flow(x, y, w, v, loss, until=0.1, step=0.05)
     assert coarse.imbalance > run.imbalance
 
 
@@ -168,6 +187,7 @@ def test_readings_of_a_course() -> None:
     assert run.when_loss_fell(0.05) == 2
     assert run.when_loss_fell(0.5) == 3
     assert course([1, 1], [1, 1], [0, 0]).alignment_time() == 0
+    assert run.decay() < 0  # time 0 has no logarithm and is left out
     assert course([1, 1], [1, 0.9], [0, 0]).alignment_time() == math.inf
     time = np.geomspace(1, 1e5, 60)
     slow = course((7 / time**0.8).tolist(), [1.0] * 60, [0.0] * 60, time.tolist())
