@@ -81,7 +81,7 @@ def test_the_cells_are_those_of_a_search_from_cell_to_cell(seed: int) -> None:
     wanted = enumerated(model, 2.0, torch.tensor([0.11, 0.07], dtype=DOUBLE))
     network = program(model, torch.zeros(1, 2))
     found = region_set(network, box(-2.0, 2.0))
-    codes = network.codes(found.middles)
+    codes = found.codes(network)
     ours = {np.packbits(c).tobytes(): a for c, a in zip(codes.numpy(), found.areas.tolist(), strict=True)}
     assert len(ours) == len(found)  # a pattern's cell is convex, so none comes twice
     assert ours.keys() == wanted.keys()

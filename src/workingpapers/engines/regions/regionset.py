@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workingpapers.engines.regions.boundary import Segments, segments
 from workingpapers.engines.regions.plane import Plane
+from workingpapers.engines.regions.program import Program, program
 from workingpapers.errors import WorkingPapersError
 
 
@@ -90,6 +91,10 @@ class RegionSet:
         chosen = self.maps[region]
         found: Tensor = (chosen[..., :2] @ u[..., None])[..., 0] + chosen[..., 2]
         return found
+
+    def codes(self, model: nn.Module | Program) -> Tensor:
+        """Return which straight part every neuron is on in each region (R, neurons), uint8; no two are alike."""
+        return program(model, self.plane.origin[None]).codes(self.plane(self.middles))
 
     def inside(self, u: Tensor) -> Tensor:
         """Return for coordinates (N, 2) the region that each lies in, the one it is deepest in; -1 outside all.
