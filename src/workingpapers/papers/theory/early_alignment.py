@@ -228,10 +228,10 @@ SEPARATED = (
         at_most(0.1, of="power_of_n", by="every"),
         at_most(1, of="small_mu_over_large", by="every"),
     ),
-    calibrated=f"After seed 1000: {SEPARATED}  The ratio of the time to log(n) / sqrt(mu) was to grow with no power "
-    "of 1 / mu over 0.1 to 0.8, and grew with 0.5; n = 8 and 20 on seeds 5000 to 5002 down to mu = 0.0001 showed it "
-    "to fall again below, so 0.001 is compared with 0.1.  Seed 4242 was looked at after that (1.24 where at most 1 "
-    "is asked) and nothing was changed.",
+    calibrated=f"After seed 1000: {SEPARATED}  The ratio of the time to log(n) / sqrt(mu) was to grow with no "
+    "power of 1 / mu over 0.1 to 0.8, and grew with 0.5; n = 8 and 20 on seeds 5000 to 5002 down to mu = 0.0001 "
+    "showed it to fall again below, so 0.001 is compared with 0.1.  Seed 4242 was looked at after that (1.24 where "
+    "at most 1 is asked) and nothing was changed.",
 )
 def alignment_before_the_loss_moves(budget: Budget, seed: int) -> Evidence:
     """MNIST 0 and 1, and separated data: neurons aligned or dead when the loss has fallen by 5 %.
@@ -275,8 +275,8 @@ def alignment_before_the_loss_moves(budget: Budget, seed: int) -> Evidence:
         *[at_most(2.2, of=f"{name}_rank", by="every") for name in ("mnist", "synthetic")],
         *[at_most(1e-3, of=f"{name}_loss", by="every") for name in ("mnist", "synthetic")],
     ),
-    calibrated=f"After seed 1000, where all images together stayed at a loss of 3: {SEPARATED}  Seed 4242 was looked "
-    "at too.",
+    calibrated=f"After seed 1000, where all images together stayed at a loss of 3: {SEPARATED}  Seed 4242 was "
+    "looked at too.",
 )
 def loss_falls_and_rank_is_low(budget: Budget, seed: int) -> Evidence:
     """The same networks trained to a loss of 1e-3: power of the time in the last tenfold fall, and stable rank."""
