@@ -14,6 +14,7 @@ from workingpapers.papers.interpret._explanations import METHODS, smooth_gradien
 from workingpapers.papers.interpret._soft_gates import guided_relu, soft_gate_max_pool2d, soft_gate_relu
 from workingpapers.papers.interpret.excitation_pullback import (
     SoftGateMaxPool2d,
+    SoftGateReLU,
     agreement,
     alignment,
     ascent,
@@ -196,6 +197,16 @@ def test_the_copy_keeps_names_weights_and_gates_through_copies(net: nn.Module) -
         torch.testing.assert_close(gradient(other, X, Y), wanted)
     torch.testing.assert_close(gradient(convert(found, 2.0), X, Y), pullback(net, X, Y, 2.0))
     torch.testing.assert_close(gradient(found, X, Y), wanted)  # converting it again left it as it was
+
+
+def test_the_copy_can_be_exported(net: nn.Module) -> None:
+    assert torch.equal(torch.export.export(convert(net, 0.5), (X,)).module()(X), net(X))
+
+
+def test_soft_gates_can_be_compiled() -> None:
+    small, x = nn.Sequential(nn.Linear(3, 4), SoftGateReLU(0.5), nn.Linear(4, 3)).double(), X[0, 0, :5, :3]
+    compiled = torch.compile(small, backend="aot_eager")
+    torch.testing.assert_close(gradient(compiled, x, Y), gradient(small, x, Y))
 
 
 def test_single_modules_can_be_converted() -> None:
