@@ -21,6 +21,7 @@ from workingpapers.papers.geometry.hidden_symmetries import (
     hidden_symmetries,
     jacobian_rank,
     largest_difference,
+    planted,
     random_layers,
     same_function,
     sweep,
@@ -107,13 +108,40 @@ def test_an_inactive_neuron_costs_what_belongs_to_it(seed: int) -> None:
     assert rank == dimension(rest)[0]
 
 
-def test_a_neuron_that_is_always_on() -> None:
-    layers = drawn(2, 4, 3, 1, seed=1)
-    layers[1][0][0] = layers[1][0][0].abs()
-    layers[1][1][0] = 0.1
-    rank, bound, mechanisms = functional_dimension(layers)
-    assert (1, 0) in mechanisms["active"]
-    assert rank < bound
+@pytest.mark.parametrize(
+    ("mechanism", "layer", "neuron", "place"),
+    [
+        ("inactive", 0, 1, (0, 1)), ("inactive", 1, 2, (1, 2)), ("active", 0, 3, (0, 3)), ("active", 1, 0, (1, 0)),
+        ("coincident", 0, 1, (0, 1, 2)), ("coincident", 1, 2, (1, 1, 2)), ("collapsed", 0, 0, (0,)),
+        ("unmet", 0, 1, (0, 1, 0)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", range(2))
+def test_what_is_planted_is_found(
+    mechanism: str, layer: int, neuron: int, place: tuple[int, ...], seed: int
+) -> None:
+    layers = drawn(2, 4, 3, 1, seed=seed)
+    before = [(w.clone(), b.clone()) for w, b in layers]
+    changed = planted(layers, mechanism, layer, neuron)
+    rank, bound, mechanisms = functional_dimension(changed)
+    assert place in mechanisms[mechanism]
+    assert place not in functional_dimension(layers)[2][mechanism] or mechanism == "unmet"
+    assert rank < bound or mechanism == "unmet"
+    assert all(torch.equal(w, v) and torch.equal(b, c) for (w, b), (v, c) in zip(layers, before, strict=True))
+
+
+def test_what_cannot_be_planted() -> None:
+    layers = drawn(2, 1, 3, 1)
+    with pytest.raises(WorkingPapersError, match="no mechanism of hidden symmetries is named 'dead'"):
+        planted(layers, "dead")
+    with pytest.raises(WorkingPapersError, match="no neuron 3 of a hidden layer 1"):
+        planted(layers, "active", 1, 3)
+    with pytest.raises(WorkingPapersError, match="no neuron 0 of a hidden layer 2"):
+        planted(layers, "active", 2)
+    with pytest.raises(WorkingPapersError, match="has one neuron"):
+        planted(layers, "coincident")
+    with pytest.raises(WorkingPapersError, match="is the last one"):
+        planted(layers, "unmet", 1)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -30,6 +30,7 @@ from workingpapers.papers.geometry._canonical import (
     same_function,
 )
 from workingpapers.papers.geometry._function_rank import jacobian_rank
+from workingpapers.papers.geometry._planted import planted
 from workingpapers.tasks import Budget, mlp
 
 _SAYS = {
@@ -255,6 +256,7 @@ __all__ = [
     "hidden_symmetries",
     "jacobian_rank",
     "largest_difference",
+    "planted",
     "same_function",
     "sweep",
 ]
