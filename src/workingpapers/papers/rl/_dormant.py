@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from workingpapers.engines.activity.observe import Activity, observe
 from workingpapers.errors import WorkingPapersError, unknown
+from workingpapers.surgery.changes import note_changes
 from workingpapers.surgery.units import Between, Reader, Units, incoming, outgoing, units_of
 
 Chosen = dict[str, Tensor]  # layer or place -> (units,) bool
@@ -206,7 +207,9 @@ def recycled(model: nn.Module, inputs: Any, places: Mapping[str, Tensor], seed: 
             f"the units behind {', '.join(places)} reach more than layers that read them, as a sum or the output"
         )
     recycle(units, chosen, generator=torch.Generator().manual_seed(seed))
-    return fresh
+    said = [f"{name}: {int(mask.sum())} of {len(mask)} units are recycled." for name, mask in chosen.items()]
+    changed: nn.Module = note_changes(fresh, said)
+    return changed
 
 
 class Recycler:

@@ -17,7 +17,7 @@ def _dead(model: nn.Sequential) -> None:
 
 
 @paper("ap_prune", part="dead", kind="analysis", example=example_case(_dead))
-def dead(case: Case, share: float = 0.1, serious: float = 0.3) -> Finding:
+def dead(case: Case, share: float = 0.15, serious: float = 0.3) -> Finding:
     """Tell how many outputs of hidden ReLUs are 0, and which units are 0 for every example of the sweep.
 
     Rates of outputs: `total`, `static` (no incoming weight is left) and `dynamic`, the rest: zero for this input.
@@ -26,7 +26,8 @@ def dead(case: Case, share: float = 0.1, serious: float = 0.3) -> Finding:
 
     Args:
         case: of a sweep.
-        share: of a layer's units that never fire, from which a warning is given; ours, the paper has no limit.
+        share: of a layer's units that never fire, from which a warning is given; ours, the paper has no limit:
+            of 100 small networks trained well the worst layer had 11 %, with a fifth of one layer killed 20 %.
         serious: share from which it is serious; ours too.
 
     A symptom's cure does what AP does, on a copy: it removes the negative weights into the units, which hold them
