@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from workingpapers.errors import UnknownName, WorkingPapersError
 from workingpapers.verbs._inspection import Inspection
-from workingpapers.verbs.inspect import inspect
+from workingpapers.verbs.inspect import CHECKS, inspect
 
 RATE = 0.05
+NAMING = [name for name in CHECKS if name != "splinecam.slice"]  # which takes long and names no fault
 Plant = Callable[[nn.Sequential, torch.Generator], None]
 
 
@@ -91,12 +92,12 @@ def test_planted_faults_are_named_and_healthy_twins_are_not(fault: str) -> None:
     for seed in range(20):
         generator = torch.Generator().manual_seed(1000 + seed)
         model, data = trained(generator)
-        healthy = inspect(model, data, loss="cross_entropy", lr=RATE)
+        healthy = inspect(model, data, loss="cross_entropy", lr=RATE, checks=NAMING)
         assert not healthy.failed
         if plant is not None:
             with torch.no_grad():
                 plant(model, generator)
-        sick = inspect(model, data, loss="cross_entropy", lr=RATE if plant else 60.0)
+        sick = inspect(model, data, loss="cross_entropy", lr=RATE if plant else 60.0, checks=NAMING)
         if not healthy.healthy or check not in {name for name, _ in sick.symptoms}:
             wrong.append((seed, healthy.headline(), [s.says for _, s in healthy.symptoms], sick.headline()))
     assert len(wrong) <= 1, wrong

@@ -28,6 +28,7 @@ CHECKS: tuple[str, ...] = (
     "sparsing_law.ratio",
     "neural_hash.codes",
     "nc_linear.collapse",
+    "splinecam.slice",
 )
 
 LOSSES: dict[str, Loss] = {

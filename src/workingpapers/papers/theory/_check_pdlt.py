@@ -18,10 +18,9 @@ def _small(model: nn.Sequential) -> None:
 
 
 def gain(place: Place) -> float | None:
-    """Return the mean square that a layer gives over the mean square that it reads; None where that is 0."""
-    if place.input is None or place.input.moments.mean_square == 0:
-        return None
-    return place.output.moments.mean_square / place.input.moments.mean_square
+    """Return the variance that a layer gives over that which it reads, biases apart; None where that is 0."""
+    read = 0.0 if place.input is None else float(place.input.moments.var.mean())
+    return float(place.output.moments.var.mean()) / read if read > 0 else None
 
 
 @paper("pdlt", part="scale", kind="analysis", example=example_case(_small))
@@ -29,11 +28,11 @@ def scale(case: Case, layer: float = 30.0, depth: float = 1e4) -> Finding:
     """Find layers whose weights let signals explode or vanish.
 
     Args:
-        case: of `inspect`; mean squares of what layers read and give.
-        layer: a hidden layer is badly scaled where its gain, K_out / K_in, is above this or below its inverse.
-            Critical gains are between 1 (tanh, linear) and 2 (ReLU); torch's default for Linear is 1/3.
-        depth: signals explode or vanish where the mean square before the last hidden activation is this many
-            times larger or smaller than before the first one; at criticality it stays (Section 5 of the book).
+        case: of `inspect`; variances over rows of what layers read and give, so that biases do not count.
+        layer: a hidden layer is badly scaled where its gain, variance out over variance in, is above this or below
+            its inverse.  Critical gains are about 1 (tanh, linear) to 3 (ReLU); torch's default for Linear is 1/3.
+        depth: signals explode or vanish where the variance before the last hidden activation is this many times
+            larger or smaller than before the first one; at criticality it stays (Section 5 of the book).
 
     A layer whose output goes to a norm is left out, as its scale has no effect; so is the last layer.
     """
@@ -45,14 +44,14 @@ def scale(case: Case, layer: float = 30.0, depth: float = 1e4) -> Finding:
         Symptom(
             name,
             "warning",
-            f"the layer's weights are badly scaled: it {'enlarges' if found > 1 else 'shrinks'} the mean square of "
+            f"the layer's weights are badly scaled: it {'enlarges' if found > 1 else 'shrinks'} the variance of "
             f"what it reads {found if found > 1 else 1 / max(found, 1e-300):.3g} times (limit {layer:g}).",
             "Draw its weights at criticality, `make('pdlt.init')`, or put a norm behind it.",
         )
         for name, found in gains.items()
         if not 1 / layer <= found <= layer
     ]
-    sizes = [p.output.moments.mean_square for p in layers]
+    sizes = [float(p.output.moments.var.mean()) for p in layers]
     over = sizes[-1] / sizes[0] if sizes[0] > 0 else math.nan
     plain = not normed(case) and not any(p.kind == "norm" for p in case.activity.places.values())
     if plain and not symptoms and not 1 / depth <= over <= depth:
@@ -60,7 +59,7 @@ def scale(case: Case, layer: float = 30.0, depth: float = 1e4) -> Finding:
             Symptom(
                 "depth",
                 "serious",
-                f"signals {'explode' if over > 1 else 'vanish'}: their mean square changes {over:.3g} times over "
+                f"signals {'explode' if over > 1 else 'vanish'}: their variance changes {over:.3g} times over "
                 f"{len(layers)} hidden layers.",
                 "Draw all weights at criticality, `make('pdlt.init')`, or add norms or skip connections.",
             )
@@ -68,7 +67,7 @@ def scale(case: Case, layer: float = 30.0, depth: float = 1e4) -> Finding:
     typical = math.exp(sum(math.log(max(g, 1e-300)) for g in gains.values()) / len(gains))
     return Finding(
         {"typical gain": typical, **{f"gain of {name}": found for name, found in gains.items()}},
-        f"A hidden layer multiplies the mean square of what it reads by {typical:.3g} in the geometric mean.",
-        partial(bars, gains, "mean square out over mean square in", "Gain of hidden layers", limit=None),
+        f"A hidden layer multiplies the variance of what it reads by {typical:.3g} in the geometric mean.",
+        partial(bars, gains, "variance out over variance in", "Gain of hidden layers"),
         symptoms=tuple(symptoms),
     )
