@@ -213,7 +213,8 @@ def zeros_and_ones(each: int, seed: int) -> tuple[Tensor, Tensor]:
 
 SEPARATED = (
     "MNIST images are left out until all pairs are separated by 0.05, and 200 and more of 400 are left: centred "
-    "images as a whole have cosines down to -0.6 within a class, where the theorem assumes more than 0."
+    "images as a whole have cosines down to -0.6 within a class, where the theorem assumes more than 0.  This was "
+    "tried out on seed 4242."
 )
 
 
@@ -230,8 +231,8 @@ SEPARATED = (
     ),
     calibrated=f"After seed 1000: {SEPARATED}  The ratio of the time to log(n) / sqrt(mu) was to grow with no "
     "power of 1 / mu over 0.1 to 0.8, and grew with 0.5; n = 8 and 20 on seeds 5000 to 5002 down to mu = 0.0001 "
-    "showed it to fall again below, so 0.001 is compared with 0.1.  Seed 4242 was looked at after that (1.24 where "
-    "at most 1 is asked) and nothing was changed.",
+    "showed it to fall again below, so 0.001 is compared with 0.1.  Seed 4242 then gave 1.24, where at most 1 is "
+    "asked, and the rule was left as it was.",
 )
 def alignment_before_the_loss_moves(budget: Budget, seed: int) -> Evidence:
     """MNIST 0 and 1, and separated data: neurons aligned or dead when the loss has fallen by 5 %.
@@ -275,8 +276,7 @@ def alignment_before_the_loss_moves(budget: Budget, seed: int) -> Evidence:
         *[at_most(2.2, of=f"{name}_rank", by="every") for name in ("mnist", "synthetic")],
         *[at_most(1e-3, of=f"{name}_loss", by="every") for name in ("mnist", "synthetic")],
     ),
-    calibrated=f"After seed 1000, where all images together stayed at a loss of 3: {SEPARATED}  Seed 4242 was "
-    "looked at too.",
+    calibrated=f"After seed 1000, where all images together stayed at a loss of 3: {SEPARATED}",
 )
 def loss_falls_and_rank_is_low(budget: Budget, seed: int) -> Evidence:
     """The same networks trained to a loss of 1e-3: power of the time in the last tenfold fall, and stable rank."""
