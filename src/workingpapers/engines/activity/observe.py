@@ -1,6 +1,7 @@
 """One sweep over data, forward and where there is a loss backward: what every place's units do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +29,7 @@ class View:
         moments: of its rows, per unit: all positions of an example, at most POSITIONS evenly spaced ones of a map.
         examples: means over positions (n, units) of a sample of examples, the same for every view and in one order;
             empty where the tensor's first dimension does not count examples.
-        rows: one row (n, units) each of a sample: of the same examples, at a random position, which is the same one
-            in all views of as many positions.
+        rows: one row (n, units) each of the same examples, at random positions, alike in views of as many positions.
         gradients: moments of the loss's slope by this tensor; None without a loss.
     """
 
@@ -168,9 +168,9 @@ class _Sweep:
         if len(kept) == 0:
             return
         there = torch.ones(len(kept), shaped.shape[1]) if mask is None else mask.cpu()[kept].float()
-        if shaped.shape[1] not in self.drawn:
-            self.drawn[shaped.shape[1]] = torch.multinomial(there + 1e-12, 1, generator=self.generator)[:, 0]
-        position = self.drawn[shaped.shape[1]].to(shaped.device)
+        if (size := shaped.shape[1]) not in self.drawn:
+            self.drawn[size] = torch.multinomial(there + 1e-12, 1, generator=self.generator)[:, 0]
+        position = self.drawn[size].to(shaped.device)
         kept = kept.to(shaped.device)
         if mask is None:
             means = shaped.mean(1)[kept]
@@ -268,19 +268,16 @@ def _main(output: Any) -> Any:
     return output
 
 
-class _slopes_kept:
+@contextmanager
+def _slopes_kept(model: nn.Module) -> Iterator[None]:
     """Put the parameters' own gradients back afterwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.held = [(p, p.grad) for p in self.model.parameters()]
-        for p, _ in self.held:
-            p.grad = None
-
-    def __exit__(self, *error: object) -> None:
-        for p, grad in self.held:
+    held = [(p, p.grad) for p in model.parameters()]
+    for p, _ in held:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in held:
             p.grad = grad
 
 
