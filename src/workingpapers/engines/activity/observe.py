@@ -29,7 +29,7 @@ class View:
         moments: of its rows, per unit: all positions of an example, at most POSITIONS evenly spaced ones of a map.
         examples: means over positions (n, units) of a sample of examples, the same for every view and in one order;
             empty where the tensor's first dimension does not count examples.
-        rows: one row (n, units) each of the same examples, at random positions, alike in views of as many positions.
+        rows: one row (n, units) each of the same examples, at random positions, alike where views have as many.
         gradients: moments of the loss's slope by this tensor; None without a loss.
     """
 
