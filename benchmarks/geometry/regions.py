@@ -1,6 +1,6 @@
 """Regions per second and peak memory of exact partitions, beside the public codes in the same run.
 
-    python benchmarks/geometry/regions.py [--widths 512 512 512 512] [--small 256 256 256] [--threads 2] [--json]
+    python benchmarks/geometry/regions.py [--widths 640 640 640 640] [--small 256 256 256] [--threads 2] [--json]
 
 A perceptron 2-(widths)-1 is trained on a wavy function over [-1, 1]^2, then all its linear regions there are found.
 Before anything is timed, the network must equal the regions' maps to 1e-8 at 20,000 points and the areas must
@@ -8,8 +8,8 @@ sum to the square's within 1e-9; the large partition is checked likewise after i
 
 The public codes are compared on the network --small, where they can be imported: put a clone of
 github.com/arturs-berzins/relu_edge_subdivision on PYTHONPATH.  github.com/AhmedImtiazPrio/splinecam asks for torch
-1.12, for graph-tool, which pip does not install, and for a GPU, so it has no way to be called here.  Each measurement
-has a process of its own, --limit seconds and --threads threads.
+1.12 and graph-tool, which pip does not install, so no way to call it is kept here.  Each measurement has a process
+of its own, --limit seconds and --threads threads.  Processor seconds are told too, for machines that are shared.
 """
 
 import argparse
@@ -83,11 +83,12 @@ def measured(queue: Any, way: str, widths: list[int], steps: int, threads: int, 
     torch.set_num_threads(threads)
     model = trained(widths, steps)
     program(model, torch.zeros(1, 2))  # what the first export loads is not counted
-    seconds = []
+    seconds, busy = [], []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began, processor = time.perf_counter(), time.process_time()
         number = WAYS[way](model)
         seconds.append(time.perf_counter() - began)
+        busy.append(time.process_time() - processor)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
     middle = moments.median(seconds)
     queue.put(
@@ -95,6 +96,7 @@ def measured(queue: Any, way: str, widths: list[int], steps: int, threads: int, 
             "regions": number,
             "seconds": middle,
             "spread": max(seconds) - min(seconds),
+            "processor seconds": moments.median(busy),
             "regions per second": number / middle,
             "peak GiB": peak,
         }
@@ -134,9 +136,9 @@ def right(widths: list[int], steps: int) -> dict[str, float]:
 def main() -> None:
     """Print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--widths", type=int, nargs="+", default=[512] * 4)
+    parser.add_argument("--widths", type=int, nargs="+", default=[640] * 4)
     parser.add_argument("--small", type=int, nargs="+", default=[256] * 3)
-    parser.add_argument("--steps", type=int, default=500, help="of training")
+    parser.add_argument("--steps", type=int, default=300, help="of training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--limit", type=float, default=900)
