@@ -154,12 +154,12 @@ def fewer_samples_than_parameters(budget: Budget, seed: int) -> Evidence:
     ),
 )
 def convolution_and_noise(budget: Budget, seed: int) -> Evidence:
-    """Random labels of MNIST at 14 x 14, about 3,000 parameters, at most 2,000 updates (1,500 quick) a trial.
+    """Random labels of MNIST at 14 x 14, about 3,000 parameters, at most 2,000 updates (1,000 quick) a trial.
 
     Full-batch descent is of the MLP, with SGD's momentum and number of updates.
     """
     x, y = _random(grey("mnist", 4000, 100, seed), seed)
-    steps, tolerance = budget.pick(quick=(1500, 0.3), full=(2000, 0.05))
+    steps, tolerance = budget.pick(quick=(1000, 0.5), full=(2000, 0.05))
     recipe = Recipe(lrs=budget.pick(quick=(0.03,), full=(0.03, 0.1)), steps=steps)
     found = {
         kind: emc(matched(kind, 3000, 14), x, y, recipe, 100, tolerance, seed)
