@@ -128,13 +128,11 @@ def moving_targets(budget: Budget, seed: int) -> Evidence:
     "environments.",
     seeds=5,
     holds=all_of(
-        below(0.8, of="dormant_ratio"),
+        below(0.5, of="dormant_ratio"),
         at_least(0.03, of="over_plain"),
         at_least(0.0, of="over_random"),
         above(-0.1, of="cartpole_gain"),
     ),
-    calibrated="The limit of dormant_ratio was 0.5 and is 0.8 since seed 1000: at this rate units fall dormant "
-    "again in the 100 steps between recycling and the measurement.",
 )
 def recycling(budget: Budget, seed: int) -> Evidence:
     """ReDo each 100 steps against none and blind recycling on moving labels; and in deep Q-learning.
