@@ -2,13 +2,13 @@
 
 from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from workingpapers.catalog import paper
 from workingpapers.engines.activity.case import Case, example_case
 from workingpapers.engines.activity.layers import bars, hidden
 from workingpapers.experiments.evidence import Finding, Symptom
+from workingpapers.papers.interpret._matching import duplicates as unit_duplicates
 
 NAMED = 3  # pairs of a layer that are told
 
@@ -16,16 +16,6 @@ NAMED = 3  # pairs of a layer that are told
 def _twins(model: nn.Sequential) -> None:
     for name in ("0.weight", "0.bias"):
         model.get_parameter(name)[5] = model.get_parameter(name)[2]
-
-
-def twins(rows: Tensor, limit: float) -> list[tuple[int, int]]:
-    """Return pairs of units of `rows` (n, units) whose correlation is above a limit; idle units have none."""
-    x = rows.double() - rows.double().mean(0)
-    size = x.norm(dim=0)
-    live = size > 1e-8 * rows.double().norm(dim=0).clamp(min=1e-30)
-    unit = torch.where(live, x / size.clamp(min=1e-300), torch.zeros_like(x))
-    close = torch.triu(unit.T @ unit, 1) > limit
-    return [(int(a), int(b)) for a, b in close.nonzero()]
 
 
 @paper("convergent_learning", part="duplicates", kind="analysis", example=example_case(_twins))
@@ -43,8 +33,9 @@ def duplicates(case: Case, limit: float = 0.9999) -> Finding:
     shares: dict[str, float] = {}
     symptoms = []
     for place in hidden(case, "layer", units=3):
-        found = twins(place.output.rows, limit)
-        copies = sorted({b for _, b in found})
+        # a unit turned round is no copy for a rectifier behind it
+        found = [(a, b) for a, b, r in unit_duplicates(place.output.rows, limit) if r > 0]
+        copies = {b for _, b in found}
         shares[place.name] = len(copies) / place.output.units
         if copies and len(place.output.rows) >= 8:
             told = ", ".join(f"{a} and {b}" for a, b in found[:NAMED])
