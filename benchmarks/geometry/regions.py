@@ -1,6 +1,6 @@
 """Regions per second and peak memory of exact partitions, beside the public codes in the same run.
 
-    python benchmarks/geometry/regions.py [--widths 640 640 640 640] [--small 256 256 256] [--threads 2] [--json]
+    python benchmarks/geometry/regions.py [--widths 384 384 ...] [--small 256 256 256] [--threads 2] [--json]
 
 A perceptron 2-(widths)-1 is trained on a wavy function over [-1, 1]^2, then all its linear regions there are found.
 Before anything is timed, the network must equal the regions' maps to 1e-8 at 20,000 points and the areas must
@@ -136,7 +136,7 @@ def right(widths: list[int], steps: int) -> dict[str, float]:
 def main() -> None:
     """Print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--widths", type=int, nargs="+", default=[640] * 4)
+    parser.add_argument("--widths", type=int, nargs="+", default=[384] * 6)
     parser.add_argument("--small", type=int, nargs="+", default=[256] * 3)
     parser.add_argument("--steps", type=int, default=300, help="of training")
     parser.add_argument("--threads", type=int, default=2)
