@@ -146,7 +146,7 @@ def _run(world: Discs, budget: Budget, seed: int) -> dict[int, Velocity]:
         at_most(-0.7, of="size_spearman"),
         above(0, of="stronger_first", by="every"),
     ),
-    calibrated="After seed 1000 quick runs have 1,000 steps at 3e-3, for at 1e-3 no size was learnt within 800, and "
+    calibrated="After seed 1000 quick runs have 1,000 steps at 3e-3, for at 1e-3 no size was learnt within 800; "
     "colour and area are read from sums over pixels, which noise in samples does not bias.",
 )
 def signal_sets_the_speed(budget: Budget, seed: int) -> Evidence:
