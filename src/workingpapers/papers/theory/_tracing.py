@@ -106,12 +106,15 @@ def traced(model: nn.Module, x: Tensor) -> Term:
     return compose(*terms)
 
 
-def _type_of(value: Tensor, name: str) -> Array:
-    return tuple((f"{name}{k}", size) for k, size in enumerate(value.shape))
+def _type_of(value: Tensor) -> Array:
+    """Return the axes of a value: n for the batch, then d, or t d, or c y x, or numbered ones."""
+    names = {2: "nd", 3: "ntd", 4: "ncyx"}.get(value.ndim)
+    letters = list(names) if names else [f"a{k}" for k in range(value.ndim)]
+    return tuple(zip(letters, value.shape, strict=True))
 
 
 def _kind(nodes: list[fx.Node], values: dict[fx.Node, Any]) -> Type:
-    return tuple(_type_of(values[n], n.name) for n in nodes)
+    return tuple(_type_of(values[n]) for n in nodes)
 
 
 def _picked(live: list[fx.Node], wanted: list[fx.Node], values: dict[fx.Node, Any]) -> Wires:
