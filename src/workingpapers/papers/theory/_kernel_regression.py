@@ -42,7 +42,8 @@ class NTKRegression:
         t = torch.as_tensor(times, dtype=torch.float64)
         left = (-lr * t[:, None] * (self.values + self.ridge)).exp()
         shrunk = (self.ridge + self.values * left) / (self.values + self.ridge) if self.ridge else left
-        return shrunk[..., None] * (self.vectors.T @ self.residual)
+        found: Tensor = shrunk[..., None] * (self.vectors.T @ self.residual)
+        return found
 
     def predict(
         self, cross: Tensor, time: float = float("inf"), lr: float = 1.0, start: Tensor | None = None
@@ -55,7 +56,9 @@ class NTKRegression:
         done = torch.ones_like(values) if time == float("inf") else -torch.expm1(-lr * time * values)
         live = values > 1e-12 * values[0]
         weight = torch.where(live, done / torch.where(live, values, 1), torch.zeros_like(values))
-        change = cross.double() @ (self.vectors @ (weight[:, None] * (self.vectors.T @ self.residual)))
+        change: Tensor = cross.double() @ (
+            self.vectors @ (weight[:, None] * (self.vectors.T @ self.residual))
+        )
         change = change.reshape(-1, *self.shape)
         return change if start is None else start.double() + change
 

@@ -42,12 +42,14 @@ class Diagonal:
         """Return the gradient of each output (R, n, 2 d)."""
         u, v = np.split(theta, 2, axis=1)
         slopes = np.concatenate([v, u] if self.product else [2 * u, -2 * v], axis=1)
-        return slopes[:, None, :] * np.concatenate([x, x], axis=1)
+        found: Array = slopes[:, None, :] * np.concatenate([x, x], axis=1)
+        return found
 
     def trace(self, theta: Array, x: Array) -> Array:
         """Return mean_i |grad f(x_i)|^2 in closed form (R,)."""
         u, v = np.split(theta, 2, axis=1)
-        return ((1 if self.product else 4) * (u * u + v * v)) @ np.square(x).mean(0)
+        found: Array = ((1 if self.product else 4) * (u * u + v * v)) @ np.square(x).mean(0)
+        return found
 
 
 @dataclass(frozen=True)

@@ -174,9 +174,7 @@ def networks_encode_more(budget: Budget, seed: int) -> Evidence:
     cnns, mlps = nets["cnn"].losses(3, seed), nets["mlp"].losses(count, seed)
     eps = float(min(cnns.min(), mlps.min()))
     x, y = split.x_train, F.one_hot(split.y_train, 10)
-    rbf = KernelHypotheses(x, y).losses(
-        split.x_test, F.one_hot(split.y_test, 10), 10_000, seed
-    )
+    rbf = KernelHypotheses(x, y).losses(split.x_test, F.one_hot(split.y_test, 10), 10_000, seed)
     own, kernel = (inductive_bias(losses, eps, 20, seed) for losses in (mlps, rbf))
     return Evidence(
         excess=kernel.bits - 10 * own.bits,
