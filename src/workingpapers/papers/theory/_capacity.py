@@ -145,7 +145,7 @@ def _trained(build: Build, x: Tensor, y: Tensor, recipe: Recipe, lr: float, seed
     batch = len(x) if whole else min(recipe.batch, len(x))
     epoch = max(len(x) // batch, 1)
     total = max(recipe.epochs * epoch, LEAST) if recipe.steps is None else recipe.steps
-    every = max(epoch, -(-total // 100))
+    every = max(epoch, -(-total // 50))
     model = initialise(build, seed)
     how = Training(
         steps=total, lr=lr, optimizer="sgd" if whole else recipe.optimizer, batch=batch, seed=seed,
@@ -154,7 +154,7 @@ def _trained(build: Build, x: Tensor, y: Tensor, recipe: Recipe, lr: float, seed
     classes = int(y.max()) + 1
     losses: list[float] = []
     accuracy, step, rest = 0.0, 0, 0
-    length = max(1, -(-WINDOW * epoch // every))  # measurements in ten epochs
+    length = wait = max(1, -(-WINDOW * epoch // every))  # measurements in ten epochs
     for point in points(model, Split(x, y, x, y, classes, "samples"), how):
         accuracy, step = point["accuracy"], int(point["step"])
         if not accuracy >= 0:  # diverged
@@ -165,7 +165,8 @@ def _trained(build: Build, x: Tensor, y: Tensor, recipe: Recipe, lr: float, seed
             curvature = converged(model, x, y, recipe, losses[-length - 1 :] if len(losses) > length else [])
             if curvature is not None and curvature >= CURVATURE:
                 return Trial(len(x), True, 1.0, step, curvature)
-            rest = 0 if curvature is None else length  # a saddle is not left at once
+            if curvature is not None:
+                rest = wait = 2 * wait  # a saddle is not left at once, and eigenvalues are dear
     return Trial(len(x), False, accuracy, step)
 
 

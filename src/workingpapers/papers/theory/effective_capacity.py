@@ -159,8 +159,8 @@ def convolution_and_noise(budget: Budget, seed: int) -> Evidence:
     Full-batch descent is of the MLP, with SGD's momentum and number of updates.
     """
     x, y = _random(grey("mnist", 4000, 100, seed), seed)
-    steps, tolerance = budget.pick(quick=(1000, 0.5), full=(2000, 0.05))
-    recipe = Recipe(lrs=budget.pick(quick=(0.03,), full=(0.03, 0.1)), steps=steps)
+    steps, tolerance = budget.pick(quick=(1000, 0.1), full=(2000, 0.05))
+    recipe = Recipe(lrs=budget.pick(quick=(0.1,), full=(0.03, 0.1)), steps=steps)
     found = {
         kind: emc(matched(kind, 3000, 14), x, y, recipe, 100, tolerance, seed)
         for kind in ("mlp", "cnn", "vit")
@@ -183,35 +183,38 @@ def convolution_and_noise(budget: Budget, seed: int) -> Evidence:
     holds=all_of(
         at_least(1.3, of="relu_over_identity"), at_least(0.95, of="relu_over_tanh"), above(0.3, of="spearman")
     ),
+    calibrated="The rule is as it was; after seed 1000 quick runs train at 0.1 and check eigenvalues more rarely, for "
+    "they took minutes, and a smaller MLP stands in the place of a second CNN.",
 )
 def relu_and_the_gap(budget: Budget, seed: int) -> Evidence:
-    """Six networks of about 3,000 parameters on MNIST at 14 x 14; test accuracy after 1,000 training images.
+    """Six networks of about 3,000 parameters on MNIST at 14 x 14; test accuracy after training on all that is
+    offered, 600 images (quick) or 6,000.
 
-    MLPs with ReLU, tanh and identity, CNNs with ReLU and tanh, a small ViT; at most 2,000 updates (800 quick).
+    MLPs with ReLU, tanh and identity, a smaller one with ReLU, a CNN, a ViT; at most 2,000 updates (800 quick).
     """
     from scipy.stats import spearmanr
 
-    split = grey("mnist", 1000, 1000, seed)
+    split = grey("mnist", budget.pick(quick=600, full=6000), 1000, seed)
     steps, tolerance = budget.pick(quick=(800, 0.4), full=(2000, 0.05))
-    recipe = Recipe(lrs=(0.03,), steps=steps)
-    models: dict[str, tuple[str, Any]] = {
-        "relu": ("mlp", nn.ReLU),
-        "tanh": ("mlp", nn.Tanh),
-        "identity": ("mlp", nn.Identity),
-        "cnn_relu": ("cnn", nn.ReLU),
-        "cnn_tanh": ("cnn", nn.Tanh),
-        "vit": ("vit", nn.GELU),
+    recipe = Recipe(lrs=budget.pick(quick=(0.1,), full=(0.03, 0.1)), steps=steps)
+    models: dict[str, tuple[str, int, Any]] = {
+        "relu": ("mlp", 3000, nn.ReLU),
+        "tanh": ("mlp", 3000, nn.Tanh),
+        "identity": ("mlp", 3000, nn.Identity),
+        "small": ("mlp", 1500, nn.ReLU),
+        "cnn": ("cnn", 3000, nn.ReLU),
+        "vit": ("vit", 3000, nn.GELU),
     }
     random, gaps, accuracies = {}, [], []
-    for name, (kind, activation) in models.items():
-        build = matched(kind, 3000, 14, activation=activation)
+    for name, (kind, size, activation) in models.items():
+        build = matched(kind, size, 14, activation=activation)
         found = capacities(
             build, split.x_train, split.y_train, recipe=recipe, start=100, tolerance=tolerance, seed=seed
         )
         random[name] = found["random"].samples
         gaps.append(relative_gap(found["correct"], found["random"]))
         model = initialise(build, seed)
-        trained = fit(model, split, steps=steps, lr=0.03, optimizer="sgd", seed=seed, every=10**6)
+        trained = fit(model, split, steps=steps, lr=0.1, optimizer="sgd", seed=seed, every=10**6)
         accuracies.append(trained.metrics["accuracy"])
     return Evidence(
         relu_over_identity=random["relu"] / max(random["identity"], 1),
