@@ -183,8 +183,8 @@ def convolution_and_noise(budget: Budget, seed: int) -> Evidence:
     holds=all_of(
         at_least(1.3, of="relu_over_identity"), at_least(0.95, of="relu_over_tanh"), above(0.3, of="spearman")
     ),
-    calibrated="The rule is as it was; after seed 1000 quick runs train at 0.1 and check eigenvalues more rarely, for "
-    "they took minutes, and a smaller MLP stands in the place of a second CNN.",
+    calibrated="The rule is as it was; after seed 1000 quick runs train at 0.1 and check eigenvalues more rarely, "
+    "since they took minutes, and a smaller MLP stands in the place of a second CNN.",
 )
 def relu_and_the_gap(budget: Budget, seed: int) -> Evidence:
     """Six networks of about 3,000 parameters on MNIST at 14 x 14; test accuracy after training on all that is
