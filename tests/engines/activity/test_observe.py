@@ -136,7 +136,7 @@ def test_rows_are_of_the_same_positions_everywhere() -> None:
     found = observe(model, torch.randn(40, 9, 3), batch=16, rows=30)
     hidden, out = (found.places[name].output.rows for name in ("1", "2"))
     torch.testing.assert_close(model[2](hidden).detach(), out)
-    assert len(out.unique(dim=0)) == 30
+    assert len(out.unique(dim=0)) > 20  # units that are all off make equal rows
 
 
 def test_a_reservoir_is_uniform() -> None:

@@ -39,7 +39,7 @@ from workingpapers.tasks import Budget, mlp
 
 
 def class_cosines(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return cosines (hidden, 2) of weights (hidden, dim) to x_+ and x_-, the sums of the points of each class."""
+    """Return cosines (hidden, 2) of weights (hidden, dim) to the sums of the points of classes 1 and -1."""
     y = signs(y)
     sums = torch.stack([x[y == s].double().sum(0) for s in (1, -1)])
     return F.normalize(w.double(), dim=1) @ F.normalize(sums, dim=1).T
