@@ -99,6 +99,26 @@ def test_in_place_modules_show_what_they_read() -> None:
     expect(found.places["1"].output, functional.leaky_relu(z, 0.5))
 
 
+class Skips(nn.Module):
+    """Adds its input to what a layer gave, in place, before the activation reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.act = nn.Linear(5, 5), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.dense(x)
+        h += x
+        return self.act(h)  # type: ignore[no-any-return]
+
+
+def test_what_is_changed_in_place_between_two_places_is_seen() -> None:
+    model, x = Skips(), torch.randn(40, 5)
+    found = observe(model, x)
+    expect(found.places["dense"].output, model.dense(x))
+    expect(found.places["act"].input, model.dense(x) + x)
+
+
 def test_gradients_are_those_of_autograd() -> None:
     model, x, y = dense(), torch.randn(64, 5), torch.randint(3, (64,))
     weight = model.get_parameter("0.weight")

@@ -117,7 +117,7 @@ class _Sweep:
     heads: dict[str, tuple[str, nn.Module, str | None]] = field(default_factory=dict)
     batch: Batch | None = None
     kept: tuple[Tensor, Tensor] = (torch.zeros(0), torch.zeros(0))
-    newest: tuple[Tensor | None, Any] = (None, None)
+    newest: tuple[Tensor | None, int, Any] = (None, 0, None)  # the tensor taken last, its version, its views
     drawn: dict[int, Tensor] = field(default_factory=dict)  # by the number of positions, for one batch
 
     def seen(
@@ -137,11 +137,12 @@ class _Sweep:
         self._take(name, "output", output, last)
 
     def _take(self, name: str, side: str, value: Tensor, last: bool) -> None:
-        if value is self.newest[0]:  # what an activation reads is mostly what the layer before it gave
-            self.gathered[name, side] = self.newest[1]  # the views of the very same tensor
+        # what an activation reads is mostly what the layer before it gave, unless `h += x` came between
+        if value is self.newest[0] and value._version == self.newest[1]:
+            self.gathered[name, side] = self.newest[2]
             return
         views = self.gathered.setdefault((name, side), _Views(self.size))
-        self.newest = value, views
+        self.newest = value, value._version, views
         batch = self.batch
         assert batch is not None
         whole = _by_example(value, last, batch).detach()
