@@ -103,6 +103,17 @@ def test_planted_faults_are_named_and_healthy_twins_are_not(fault: str) -> None:
     assert len(wrong) <= 1, wrong
 
 
+def test_a_network_of_nan_is_not_healthy() -> None:
+    model, data = trained(torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        model.get_parameter("2.weight")[1, 0] = torch.nan
+    sick = inspect(model, data, loss="cross_entropy", checks=["edim_oscillation", "ocs_extrapolation"])
+    assert not sick.healthy
+    check, symptom = sick.symptoms[0]
+    assert (check, symptom.where) == ("sweep", "2")
+    assert "rows not finite in 0" not in sick["sweep"].numbers
+
+
 @pytest.fixture(scope="module")
 def found() -> Inspection:
     return inspect(*trained(torch.Generator().manual_seed(0)), loss="cross_entropy", lr=RATE)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from workingpapers.catalog import available, component
 from workingpapers.engines.activity.case import Case, NotApplicable, case_of
-from workingpapers.engines.activity.observe import Loss
+from workingpapers.engines.activity.observe import Activity, Loss
 from workingpapers.errors import WorkingPapersError, unknown
-from workingpapers.experiments.evidence import Finding
+from workingpapers.experiments.evidence import Finding, Symptom
 from workingpapers.verbs._inspection import Inspection
 from workingpapers.verbs.compare import load_function
 
@@ -82,7 +82,7 @@ def inspect(
     say("running the data")
     case = case_of(model, data, loss=loss_named(loss), optimizer=optimizer, lr=lr, batch=batch, seed=seed)
     seconds = {"sweep": time.perf_counter() - began}
-    findings: dict[str, Finding] = {}
+    findings: dict[str, Finding] = broken(case.activity)
     skipped: dict[str, str] = {}
     failed: dict[str, str] = {}
     for name in chosen:
@@ -94,6 +94,25 @@ def inspect(
     return Inspection(
         type(model).__name__, activity.examples, findings, skipped, failed, seconds, activity.loss
     )
+
+
+def broken(activity: Activity) -> dict[str, Finding]:
+    """Return, as the finding `sweep`, where outputs first are no finite numbers; nothing where all are."""
+    rows = {name: place.output.moments.nonfinite for name, place in activity.places.items()}
+    first = next((name for name, number in rows.items() if number), None)
+    if first is None:
+        return {}
+    symptom = Symptom(
+        first,
+        "serious",
+        f"{rows[first]} of its outputs hold NaN or infinite numbers, the first of {sum(map(bool, rows.values()))} "
+        "places that do.",
+        "Look at its weights and at what it reads: an overflow, a division by 0, or a step that was too long.",
+    )
+    numbers = {f"rows not finite in {name}": float(number) for name, number in rows.items() if number}
+    return {
+        "sweep": Finding(numbers, f"From {first} on outputs are not finite.", symptoms=(symptom,)),
+    }
 
 
 def inspect_named(case: str, **options: Any) -> Inspection:
