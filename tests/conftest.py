@@ -1,10 +1,17 @@
 """The test room: harsher than the user's.  NaN-filled memory, no network by accident, one thread, own folders."""
 
 import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
+from time import perf_counter
+from zlib import crc32
 
 import pytest
+from hypothesis import settings
+from tests.untraced import untraced
 
 pytest_plugins = ["tests.collection"]
 
@@ -13,6 +20,9 @@ if "WORKINGPAPERS_DATA" not in os.environ and BESIDE.is_dir():
     os.environ["WORKINGPAPERS_DATA"] = str(BESIDE)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+settings.register_profile("same", derandomize=True)  # HYPOTHESIS_PROFILE=default draws anew
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -35,3 +45,27 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("WORKINGPAPERS_STORE", str(home / "runs.sqlite"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _own_draws(request: pytest.FixtureRequest) -> None:
+    """Seed torch by the test's name: what a test draws does not depend on what ran before it in its process."""
+    import torch
+
+    torch.manual_seed(crc32(request.node.nodeid.encode()))
+
+
+TRACED = 1.0  # seconds of one test function in one process
+_SPENT: Counter[str] = Counter()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Trace the first cases of a test function: the others go through the same lines, faster untraced."""
+    function = item.nodeid.partition("[")[0]
+    start = perf_counter()
+    try:
+        with untraced() if _SPENT[function] > TRACED else nullcontext():
+            return (yield)
+    finally:
+        _SPENT[function] += perf_counter() - start

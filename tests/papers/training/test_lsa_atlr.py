@@ -56,6 +56,10 @@ def test_images_count_as_a_whole() -> None:
 
 def test_nothing_moves_without_an_attack_and_scale_does_not_count() -> None:
     model, (x, y) = mlp([4, 6, 3]), batch()
+    with torch.no_grad():
+        model[1].bias.add_(
+            2.0
+        )  # no input turns every unit off, where a shift has nothing to be measured against
     assert set(lsa(model, x, y, pgd(0.0)).numbers.values()) == {0.0}
     scaled = copy.deepcopy(model)
     with torch.no_grad():
