@@ -55,7 +55,7 @@ def _own_draws(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(crc32(request.node.nodeid.encode()))
 
 
-TRACED = 1.0  # seconds of one test function in one process
+TRACED = 3.0  # seconds of one test function in one process
 _SPENT: Counter[str] = Counter()
 
 
