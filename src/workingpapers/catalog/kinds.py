@@ -99,6 +99,7 @@ _ALL = [
             "example": "function(generator) -> (model, input or tuple of inputs of the model, further arguments "
             "of the transform, ...)",
             "preserves": "largest difference between the outputs before and after; None where they may change",
+            "target": "of what makes models sparse from (model, calibration data): the option that says how sparse",
         },
     ),
     Kind(

@@ -91,7 +91,7 @@ def replacing(base: Any) -> Any:
         with Replacing(self):
             return base.forward(self, *args, **kwargs)
 
-    return _subclass(base, forward, replacing)
+    return subclass(base, forward, replacing)
 
 
 @functools.cache
@@ -103,10 +103,11 @@ def shielded(base: Any) -> Any:
         with torch._C.DisableTorchFunction():
             return base.forward(self, *args, **kwargs)
 
-    return _subclass(base, forward, shielded)
+    return subclass(base, forward, shielded)
 
 
-def _subclass(base: Any, forward: Callable[..., Any], make: Callable[[Any], Any]) -> Any:
+def subclass(base: Any, forward: Callable[..., Any], make: Callable[[Any], Any]) -> Any:
+    """Return a subclass of a module's class with another `forward`, which copies and pickles by `make(base)`."""
     def reduce(self: nn.Module, protocol: Any) -> Any:
         return _new, (make, base), self.__getstate__()
 
