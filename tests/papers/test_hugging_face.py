@@ -5,6 +5,7 @@ import torch
 from tests.surgery.real_models import TINY, hf
 from torch import Tensor, nn
 
+from workingpapers.engines.experts import as_experts, with_layers
 from workingpapers.errors import WorkingPapersError
 from workingpapers.papers.language.entropic_overload import attention_entropy, attention_weights
 from workingpapers.papers.language.stochastic_activations import (
@@ -107,3 +108,23 @@ def test_attention_is_looked_into_where_it_is_computed_openly(name: str) -> None
     assert 0 < found.numbers["mean"] < 1
     with pytest.raises(WorkingPapersError, match="attn_implementation='eager'"):
         attention_weights(DECODERS[name](), TOKENS)
+
+
+class All(nn.Module):
+    """Experts that all have weight 1: together the dense layer they were made of."""
+
+    def __init__(self, experts: nn.Module) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        return self.experts(rows, torch.ones(len(rows), 4)).reshape(x.shape)
+
+
+@torch.no_grad()
+def test_dense_layers_split_into_experts_are_the_same_and_generate(decoder) -> None:
+    changed = with_layers(decoder, lambda dense: All(as_experts(dense, 4)))
+    assert count(changed, All) == decoder.config.num_hidden_layers
+    torch.testing.assert_close(changed(TOKENS).logits, decoder(TOKENS).logits, atol=1e-6, rtol=1e-5)
+    assert torch.equal(generated(changed), generated(decoder))
