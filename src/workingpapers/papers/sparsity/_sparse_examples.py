@@ -6,11 +6,13 @@ from torch import Tensor, nn
 from workingpapers.papers.sparsity._small_decoders import decoder
 
 
-def tiny_decoder(generator: torch.Generator) -> tuple[nn.Module, Tensor, Tensor]:
+def tiny_decoder(
+    generator: torch.Generator, dim: int = 16, width: int = 24, depth: int = 2
+) -> tuple[nn.Module, Tensor, Tensor]:
     """Return a decoder, its inputs (2, 8), and a text to calibrate on (4, 8)."""
-    model = decoder(11, 8, 16, 2, 24, nn.SiLU, gated=True)
+    model = decoder(11, 8, dim, depth, width, nn.SiLU, gated=True)
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.3)
+            p.copy_(torch.randn(p.shape, generator=generator) * 1.2 / dim**0.5)
     tokens = torch.randint(0, 11, (6, 8), generator=generator)
     return model, tokens[:2], tokens[2:]
