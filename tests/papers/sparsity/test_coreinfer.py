@@ -76,7 +76,9 @@ def test_decoding_uses_the_core_of_the_prompt_alone(name: str) -> None:
         mask = torch.zeros(2, 1, width).scatter(2, index[:, None], 1.0)
         down = reference.get_submodule(place.format(number))
         down.register_forward_pre_hook(
-            lambda m, args, mask=mask: (args[0] * mask,) if args[0].shape[-2] == 1 else args
+            lambda m, args, mask=mask: (
+                (args[0] * mask.view_as(args[0]),) if args[0].numel() == mask.numel() else args
+            )
         )
     given = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "output_scores": True}
     one, other = (m.generate(prompt, return_dict_in_generate=True, **given) for m in (sparse, reference))

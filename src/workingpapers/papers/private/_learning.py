@@ -4,7 +4,8 @@ needs."""
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch.nn import functional as F
 
 from workingpapers.data import Split, images
 from workingpapers.errors import WorkingPapersError
-from workingpapers.tasks import Budget, Result, fit
+from workingpapers.tasks import Budget, Result, fit, initialise, residual_cnn
 from workingpapers.tasks.problems import Classification, order
+from workingpapers.tasks.training import MakeOptimizer
 
 Batch = tuple[Tensor, Tensor, Tensor]
 Objective = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -81,17 +83,18 @@ def accuracy(model: nn.Module, split: Split) -> float:
 def train(
     model: nn.Module,
     split: Split,
-    teacher: nn.Module | None,
+    by: nn.Module | None,
     epochs: int,
     *,
     lr: float = 1e-3,
     seed: int = 0,
     objective: Objective | None = None,
+    optimizer: str | MakeOptimizer = "adam",
 ) -> Result | None:
     """Train `model` in place by Adam with a cosine schedule and leave it in the mode it was in.
 
-    By default the loss is `distillation` from the teacher, or cross-entropy where there is none.  0 epochs do
-    nothing.
+    By default the loss is `distillation` from the teacher `by`, or cross-entropy where that is None.  0
+    epochs do nothing.
     """
     if epochs < 0:
         raise WorkingPapersError(f"epochs is a count of at least 0; got {epochs}")
@@ -100,10 +103,11 @@ def train(
     mode = model.training
     device = next(model.parameters()).device
     problem: Split | Taught = split
-    if teacher is not None:
-        taught = logits(teacher.to(device), split.x_train.to(device))
+    if by is not None:
+        taught = logits(by.to(device), split.x_train.to(device))
         problem = Taught(split, taught, objective or _plain)
-    done = fit(model, problem, epochs=epochs, lr=lr, seed=seed, schedule="cosine", device=device)
+    how: dict[str, Any] = {"lr": lr, "optimizer": optimizer, "seed": seed, "schedule": "cosine"}
+    done = fit(model, problem, epochs=epochs, device=device, every=10**9, **how)
     model.train(mode)
     return done
 
@@ -121,6 +125,20 @@ def cifar(budget: Budget, seed: int) -> Split:
     """Return CIFAR-10 pooled to 16x16, the choice of images by `seed`."""
     train_count, test_count = budget.pick(quick=(2000, 1000), full=(20_000, 5000))
     return images("cifar10", train=train_count, test=test_count, size=16, seed=seed)
+
+
+def fashion(budget: Budget, seed: int) -> Split:
+    """Return Fashion-MNIST pooled to 14x14, the choice of images by `seed`."""
+    train_count, test_count = budget.pick(quick=(1500, 1000), full=(20_000, 5000))
+    return images("fashion_mnist", train=train_count, test=test_count, size=14, seed=seed)
+
+
+def teacher(budget: Budget, split: Split, seed: int) -> nn.Module:
+    """Return a residual network of four stages for Fashion-MNIST, trained."""
+    widths = budget.pick(quick=(8, 16, 32, 64), full=(16, 32, 64, 128))
+    model = initialise(partial(residual_cnn, split.x_train.shape[1], split.num_classes, widths), seed)
+    train(model, split, None, budget.pick(quick=6, full=30), lr=2e-3, seed=seed)
+    return model
 
 
 def check_split(split: object) -> Split:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from workingpapers.errors import unknown
 from workingpapers.surgery.activations import MARK
+from workingpapers.surgery.edits import device_and_dtype
 from workingpapers.surgery.fitted import Overwriting, Recipe
 from workingpapers.surgery.places import find, wanted
 from workingpapers.surgery.running import call, reads_overwritten
@@ -99,8 +100,10 @@ def with_sites(model: nn.Module, inputs: Any, build: Build) -> nn.Module:
     try:
         with _evaluating(changed):
             call(changed, inputs)
+        device, dtype = device_and_dtype(changed)
         for module in held:
             _fill(module, build)
+            module.units.to(device=device, dtype=dtype)
     finally:
         for module in held:
             module.recording = None
@@ -131,11 +134,8 @@ def _fill(module: Sites, build: Build) -> None:
     first = module.names[0] if module.names else "relu"
     module.names = tuple(first if at == 0 else f"{first}#{at + 1}" for at in range(len(shapes))) or (first,)
     module.shapes, module.turn = shapes, 0
-    device = next((t.device for t in [*module.parameters(), *module.buffers()]), None)
     units = [build(name, shape) for name, shape in zip(module.names, shapes, strict=False)]
     module.units = nn.ModuleList(units).train(module.training)
-    if device is not None:
-        module.units.to(device)
     if not shapes:
         module.names = ()
 
