@@ -119,7 +119,9 @@ def test_the_controllers_law() -> None:
             for handle in handles:
                 handle.remove()
         gate = max(bias, 0.0)
-        assert float(loss.detach()) == pytest.approx(before * 4 * 4 * gate)  # f = E / k = 4 for all of the 4 experts
+        assert float(loss.detach()) == pytest.approx(
+            before * 4 * 4 * gate
+        )  # f = E / k = 4 for all of the 4 experts
         assert control.step() == float(bias < 0)
         assert control.coefficient == pytest.approx(before * factor, rel=1e-12)
     other = ReMoEController(model)
