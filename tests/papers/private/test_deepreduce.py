@@ -1,5 +1,7 @@
 """DeepReDuce: counts of known networks, what removal leaves, widths and resolutions, criticality by its formula."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +49,8 @@ class Block(nn.Module):
         self.short = nn.Conv2d(width_in, width, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.conv2(self.relu(self.conv1(x))) + self.short(x))
+        out: Tensor = self.relu(self.conv2(self.relu(self.conv1(x))) + self.short(x))
+        return out
 
 
 class Called(nn.Module):
@@ -60,7 +63,8 @@ class Called(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.two(self.one(F.relu(self.stem(x))))
-        return self.head(torch.tanh(x.mean((2, 3))))
+        out: Tensor = self.head(torch.tanh(x.mean((2, 3))))
+        return out
 
 
 def data(count: int = 60) -> Split:
@@ -113,7 +117,7 @@ def test_some_sites_stay_and_others_become_the_identity() -> None:
 
     def block(part: Block, h: Tensor, inner: bool, outer: bool) -> Tensor:
         h1 = part.conv1(h)
-        h2 = part.conv2(h1.relu() if inner else h1) + part.short(h)
+        h2: Tensor = part.conv2(h1.relu() if inner else h1) + part.short(h)
         return h2.relu() if outer else h2
 
     h = block(model.two, block(model.one, model.stem(x).relu(), False, True), False, False)
@@ -128,7 +132,7 @@ def test_some_sites_stay_and_others_become_the_identity() -> None:
 
 def test_turns_begin_anew_after_a_pass_that_broke_off() -> None:
     model, x = Called(), torch.randn(3, 1, 8, 8)
-    kept = keeping(model, x, ["one.relu", "two.relu"])
+    kept: Any = keeping(model, x, ["one.relu", "two.relu"])
     wanted = kept(x)
     with pytest.raises(RuntimeError):
         kept.one(torch.randn(3, 7, 8, 8))
@@ -152,8 +156,13 @@ def test_thinning_keeps_the_last_and_every_second() -> None:
     assert alternate(["only"]) == ["only"]
 
 
+def narrow(model: nn.Module, x: Tensor) -> Any:
+    return resized(model, x, scaled(0.5))
+
+
 def test_other_widths_keep_the_first_channels() -> None:
-    model, x = residual_cnn(1, 3, (4, 6)), torch.randn(4, 1, 8, 8)
+    model: Any = residual_cnn(1, 3, (4, 6))
+    x = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, nn.Conv2d) and layer.in_channels > 1:
@@ -161,13 +170,13 @@ def test_other_widths_keep_the_first_channels() -> None:
         model[-1].weight[:, 3:] = 0
         model.eval()
     torch.testing.assert_close(resized(model, x, scaled(0.5)).eval()(x), model(x), atol=1e-5, rtol=1e-5)
-    wide = resized(model, x, scaled(2))
+    wide: Any = resized(model, x, scaled(2))
     assert wide[-1].weight.shape == (3, 12)
     assert wide(x).shape == (4, 3)
     flat = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
-    assert resized(flat, x, scaled(0.5))[-1].in_features == 72
+    assert narrow(flat, x)[-1].in_features == 72
     deep = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Flatten(), nn.Linear(64, 3))
-    assert resized(deep, x, scaled(0.5))[1].weight.shape == (2, 1, 3, 3)
+    assert narrow(deep, x)[1].weight.shape == (2, 1, 3, 3)
     with pytest.raises(WorkingPapersError, match="at least 1 channel"):
         resized(model, x, lambda channels: 0)
     with pytest.raises(WorkingPapersError, match="no two convolutions"):

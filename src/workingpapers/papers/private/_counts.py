@@ -132,6 +132,39 @@ def by_stage(found: Sequence[Nonlinearity]) -> list[int]:
     return [sum(one.kept for one in stage) for stage in stages(found)]
 
 
+@dataclass(frozen=True)
+class StageCost:
+    """The ReLUs and the multiply-adds of one example at one resolution."""
+
+    relus: int
+    macs: int
+
+
+def relu_flops(model: nn.Module, x: Tensor) -> list[StageCost]:
+    """Return ReLUs and multiply-adds of each stage; a layer belongs to the resolution of what it gives.
+
+    Layers that give vectors are counted with the last stage.
+    """
+    groups = stages(nonlinearities(model, x[:1]))
+    at: dict[Shape, int] = {group[0].shape[1:]: i for i, group in enumerate(groups)}
+    names = {module: name for name, module in model.named_modules()}
+    macs, found = [0] * len(groups), multiply_adds(model, x[:1])
+    shapes: dict[str, Shape] = {}
+    handles = [
+        module.register_forward_hook(lambda m, args, out: shapes.__setitem__(names[m], tuple(out.shape[2:])))
+        for module, name in names.items()
+        if name in found
+    ]
+    try:
+        multiply_adds(model, x[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, count in found.items():
+        macs[at.get(shapes[name], len(groups) - 1)] += count
+    return [StageCost(sum(n.kept for n in group), count) for group, count in zip(groups, macs, strict=True)]
+
+
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return which of the points (cost, quality) no other one beats in both, by rising cost."""
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
