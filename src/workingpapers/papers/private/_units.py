@@ -167,6 +167,36 @@ class Selective(Masked):
         self.score.requires_grad_(False)
 
 
+class Reused(nn.Module):
+    """ReLU-reuse: ReLU on one of `groups` equal parts of the channels, the others as they are.
+
+    Args:
+        shape: of one example, channels first.
+        groups: r; 1 is ReLU.
+        turn: which part, modulo r; consecutive layers take turns.
+    """
+
+    def __init__(self, shape: Shape, groups: int = 2, turn: int = 0) -> None:
+        super().__init__()
+        if groups < 1 or groups > shape[0]:
+            raise WorkingPapersError(f"{shape[0]} channels fall into 1 to {shape[0]} groups; got {groups}")
+        part = turn % groups
+        self.start, self.end = part * shape[0] // groups, (part + 1) * shape[0] // groups
+        self.size = math.prod(shape[1:])
+
+    def kept(self) -> int:
+        """Return how many entries are ReLUs."""
+        return (self.end - self.start) * self.size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with ReLU on the part."""
+        return torch.cat([x[:, : self.start], x[:, self.start : self.end].relu(), x[:, self.end :]], 1)
+
+    def extra_repr(self) -> str:
+        """Name the part."""
+        return f"channels {self.start} to {self.end - 1}"
+
+
 def units_of_kind(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
     """Return the units of a class by the names of their sites."""
     return {name: unit for name, (unit, _) in sites(model).items() if isinstance(unit, kind)}

@@ -108,7 +108,8 @@ def objective(units: list[Any], budget: int, lam: float, temperature: float = TE
         if not units[0].learning:
             return learnt
         density: Tensor = torch.stack([unit.soft().sum() for unit in units]).sum() / total
-        return learnt + lam * (density - budget / total).clamp_min(0)
+        above: Tensor = lam * (density - budget / total).clamp_min(0)
+        return learnt + above
 
     return loss
 
