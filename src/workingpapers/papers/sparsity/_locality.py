@@ -37,7 +37,8 @@ def chunk_loss(logits: Tensor, chunk: int = 64) -> Tensor:
         raise WorkingPapersError(f"a chunk has at least one token; got {chunk}")
     unused = 1 - shares(logits)
     padded = F.pad(unused, (0, 0, 0, -logits.shape[-2] % chunk), value=1.0)
-    return (1 - padded.unflatten(-2, (-1, chunk)).prod(-2)).mean()
+    used: Tensor = 1 - padded.unflatten(-2, (-1, chunk)).prod(-2)
+    return used.mean()
 
 
 def token_sparsity(gates: Tensor) -> float:
