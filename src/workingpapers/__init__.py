@@ -7,6 +7,7 @@
 >>> wp.compare("digits-mlp", {"activation": ["relu", "golu"]}, seeds=5)  # doctest: +SKIP
 >>> wp.verify(model, x, eps=0.01)                    # doctest: +SKIP
 >>> wp.inspect(model, (x, y), loss="cross_entropy")  # doctest: +SKIP
+>>> wp.sparsify(decoder, "cats", 0.5, calibration=tokens)  # doctest: +SKIP
 >>> wp.check("golu")                                 # doctest: +SKIP
 """
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from workingpapers.verbs.inspect import inspect
     from workingpapers.verbs.listing import listing
     from workingpapers.verbs.show import show
+    from workingpapers.verbs.sparsify import sparsify
     from workingpapers.verbs.swap import swap, undo
     from workingpapers.verbs.verify import Box, verify
 
@@ -47,6 +49,7 @@ _HOMES = {
     "inspect": "verbs.inspect",
     "listing": "verbs.listing",
     "show": "verbs.show",
+    "sparsify": "verbs.sparsify",
     "swap": "verbs.swap",
     "undo": "verbs.swap",
     "verify": "verbs.verify",
@@ -69,6 +72,7 @@ __all__ = [
     "make",
     "paper",
     "show",
+    "sparsify",
     "swap",
     "undo",
     "verify",

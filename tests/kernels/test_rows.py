@@ -15,8 +15,8 @@ from workingpapers.kernels import breakeven, native, rows
 from workingpapers.kernels.breakeven import Costs
 from workingpapers.kernels.rows import gated_rows, gated_rows_plain, kept, skipped_rows, weighted_rows
 
-ALWAYS = Costs(0.0, 0.0, 1.0, 0.0)
-NEVER = Costs(1.0, 0.0, 0.0, 0.0)
+ALWAYS = Costs(((1.0, 1.0, 0.0, 0.0), (2.0, 1.0, 0.0, 0.0)))
+NEVER = Costs(((1.0, 0.0, 1.0, 1.0), (2.0, 0.0, 1.0, 1.0)))
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
@@ -138,28 +138,42 @@ def test_everything_else_takes_the_plain_form(skipping: None) -> None:
 def test_the_dense_product_is_taken_where_skipping_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_costs", lambda dtype, threads: NEVER)
     assert skipped_rows(torch.randn(1, 30), torch.randn(30, 8), 0.1) is None
-    cost = Costs(start=2.0, rate=3.0, dense_start=1.0, dense_rate=2.0)
-    pays = [cost.pays(0.5, 10), cost.pays(0.5, 2), cost.pays(0.7, 10)]
-    assert pays == [True, False, False]  # 17 < 21, 5 = 5, 23 > 21
+    cost = Costs(((100.0, 4.0, 2.0, 5.0), (10_000.0, 40.0, 20.0, 50.0)))
+    pays = [
+        cost.pays(0.5, 100),
+        cost.pays(0.9, 100),
+        cost.pays(0.7, 1),
+        cost.pays(0.7, 1_000),
+        cost.pays(0.8, 1_000),
+    ]
+    assert pays == [
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]  # 3 < 4, 4.6, 3.8; at 1,000 half-way: 22 against 11 to 27.5
+    assert cost.pays(0.7, 10**6)  # 38 < 40, each a hundredfold
+    assert not cost.pays(0.8, 10**6)
 
 
 def test_costs_are_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     breakeven._folder.cache_clear()
-    monkeypatch.setattr(breakeven, "median_seconds", lambda runs, repeats: [runs[0]()])
+    monkeypatch.setattr(breakeven, "seconds_by_turns", lambda runs, repeats: [[run()] for run in runs])
     trials = []
 
     def trial(shape: tuple[int, int], share: float):  # type: ignore[no-untyped-def]
         trials.append(shape)
-        return lambda: 5.0 + 2.0 * share * shape[0] * shape[1]
+        return lambda: share * shape[0] * shape[1]
 
     try:
         found = breakeven.costs("here", trial, trial)
-        assert found == Costs(pytest.approx(5.0), pytest.approx(2.0), pytest.approx(5.0), pytest.approx(2.0))
+        assert found.points[0] == (65536.0, 65536.0, 16384.0, 65536.0)
         assert breakeven.costs("here", trial, trial) == found
-        assert len(trials) == 4
+        assert len(trials) == 12
         breakeven._file("here").write_text("{}")
         assert breakeven.costs("here", trial, trial) == found
-        assert len(trials) == 8
+        assert len(trials) == 24
     finally:
         breakeven._folder.cache_clear()
 

@@ -6,8 +6,10 @@ from time import perf_counter
 from typing import Any
 
 
-def median_seconds(runs: Sequence[Callable[[], Any]], repeats: int = 11, warm: int = 2) -> list[float]:
-    """Return the median time of each run, all taking turns, after a few rounds that are not counted."""
+def seconds_by_turns(
+    runs: Sequence[Callable[[], Any]], repeats: int = 11, warm: int = 2
+) -> list[list[float]]:
+    """Return the times of each run, all taking turns, after a few rounds that are not counted."""
     seconds: list[list[float]] = [[] for _ in runs]
     for number in range(warm + repeats):
         for run, taken in zip(runs, seconds, strict=True):
@@ -15,4 +17,9 @@ def median_seconds(runs: Sequence[Callable[[], Any]], repeats: int = 11, warm: i
             run()
             if number >= warm:
                 taken.append(perf_counter() - start)
-    return [median(taken) for taken in seconds]
+    return seconds
+
+
+def median_seconds(runs: Sequence[Callable[[], Any]], repeats: int = 11, warm: int = 2) -> list[float]:
+    """Return the median time of each run, all taking turns."""
+    return [median(taken) for taken in seconds_by_turns(runs, repeats, warm)]

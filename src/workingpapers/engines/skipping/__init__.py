@@ -4,8 +4,10 @@ from workingpapers.engines.skipping.calibration import activations, quantile, to
 from workingpapers.engines.skipping.layers import (
     cut_below,
     expert_activations,
+    note,
     realised,
     skip_below,
+    skipper,
     skipping_layers,
 )
 
@@ -13,9 +15,11 @@ __all__ = [
     "activations",
     "cut_below",
     "expert_activations",
+    "note",
     "quantile",
     "realised",
     "skip_below",
+    "skipper",
     "skipping_layers",
     "tokens_of",
 ]

@@ -99,14 +99,23 @@ def by_neurons(linear: Any) -> None:
         linear.weight.data = linear.weight.data.t().contiguous().t()
 
 
+def skipper(cls: Any) -> Any:
+    """Mark a class of modules that skip."""
+    cls.workingpapers_skips = True
+    return cls
+
+
 def skipping_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a model that skip, by name."""
-    return {name: module for name, module in model.named_modules() if BUFFER in module._buffers}
+    return {n: m for n, m in model.named_modules() if getattr(type(m), "workingpapers_skips", False)}
 
 
 @contextmanager
 def realised(model: nn.Module) -> Iterator[dict[str, Counter[str]]]:
-    """Count inside, for each module that skips, the `active` activations of `all`."""
+    """Count inside, for each module that skips, `active` activations of `all`, and entries `read` of `weights`.
+
+    What is read is counted as if each token came alone.
+    """
     layers = skipping_layers(model)
     counts: dict[str, Counter[str]] = {name: Counter() for name in layers}
     try:
@@ -152,11 +161,23 @@ def threshold_of(module: nn.Module) -> float:
     return float(known[2])
 
 
-def _count(module: nn.Module, a: Tensor) -> None:
+def note(module: nn.Module, a: Tensor, per_active: int, per_token: int, whole: int) -> None:
+    """Count the activations a (..., neurons) that a module keeps, and the entries of weights read for them.
+
+    Args:
+        module: that skips.
+        a: with 0 for what is left out.
+        per_active: entries read for each activation that is kept.
+        per_token: entries read for each token in any case.
+        whole: entries that a token reads of the dense module.
+    """
     counts = module.__dict__.get(COUNTS)
     if counts is not None:
-        counts["active"] += int(a.count_nonzero())
+        active, tokens = int(a.count_nonzero()), a.numel() // a.shape[-1]
+        counts["active"] += active
         counts["all"] += a.numel()
+        counts["read"] += active * per_active + tokens * per_token
+        counts["weights"] += tokens * whole
 
 
 @functools.cache
@@ -166,7 +187,9 @@ def skipping_linear(base: Any) -> Any:
     @functools.wraps(base.forward)
     def forward(self: Any, x: Tensor) -> Any:
         threshold = threshold_of(self)
-        _count(self, kept(x, threshold))
+        if COUNTS in self.__dict__:
+            out = self.weight.numel() // x.shape[-1]
+            note(self, kept(x, threshold), out, 0, self.weight.numel())
         if threshold == 0:
             return base.forward(self, x)
         rows = self.weight if transposed(self) else self.weight.t()
@@ -175,7 +198,7 @@ def skipping_linear(base: Any) -> Any:
             return base.forward(self, kept(x, threshold))
         return found if self.bias is None else found + self.bias
 
-    return subclass(base, forward, skipping_linear)
+    return skipper(subclass(base, forward, skipping_linear))
 
 
 @functools.cache
@@ -195,7 +218,8 @@ def skipping_gated(base: Any) -> Any:
         gate, up, down = (self.get_submodule(n) for n in (parts.gate, parts.up, parts.down))
         first = _some(gate, x, parts.gate_start, parts.count)
         a = kept(_activation(self, parts)(first), threshold)
-        _count(self, a)
+        size, out = parts.count * x.shape[-1], down.weight.numel() // parts.count
+        note(self, a, x.shape[-1] + out, size, 2 * size + parts.count * out)
         if threshold == 0:
             return base.forward(self, x)
         found = _skipped(a, up, down, x, parts) if _is_linear(up) and _is_linear(down) else None
@@ -203,7 +227,7 @@ def skipping_gated(base: Any) -> Any:
             return down(a * _some(up, x, parts.up_start, parts.count))
         return found if down.bias is None else found + down.bias
 
-    return subclass(base, forward, skipping_gated)
+    return skipper(subclass(base, forward, skipping_gated))
 
 
 @functools.cache
@@ -213,10 +237,10 @@ def cutting(base: Any) -> Any:
     @functools.wraps(base.forward)
     def forward(self: Any, x: Tensor) -> Any:
         a = kept(base.forward(self, x), threshold_of(self))
-        _count(self, a)
+        note(self, a, 0, 0, 0)
         return a
 
-    return subclass(base, forward, cutting)
+    return skipper(subclass(base, forward, cutting))
 
 
 def _activation(holder: nn.Module, parts: Parts) -> Activation:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workingpapers.engines.skipping import note, skipper
 from workingpapers.surgery._unit_tracing import transposed
 from workingpapers.surgery.feedforward import FeedForward
 from workingpapers.surgery.intercept import subclass
@@ -126,7 +127,7 @@ def core_class(base: Any) -> Any:
             return base.forward(self, x)
         return _among(self, x, core)
 
-    return subclass(base, forward, core_class)
+    return skipper(subclass(base, forward, core_class))
 
 
 def _find_group(layer: Any, x: Tensor) -> None:
@@ -149,6 +150,14 @@ def _among(layer: Any, x: Tensor, core: Core) -> Tensor:
     if key not in core.gathered:
         core.gathered[key] = _gather(layer, core)
     weight, bias = core.gathered[key]
+    kept = (torch.arange(core.width, device=x.device) < core.count).expand(*x.shape[:2], -1)
+    note(
+        layer,
+        kept,
+        weight[0].numel() // max(1, core.count),
+        0,
+        layer.weight.numel(),
+    )
     if len(weight) == 1:
         return F.linear(x, weight[0], bias[0] if len(bias) else None)
     found = torch.einsum("bti,boi->bto", x, weight)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workingpapers.engines.skipping import activations, quantile
+from workingpapers.engines.skipping import activations, note, quantile, skipper
 from workingpapers.engines.skipping.calibration import Sample
 from workingpapers.errors import WorkingPapersError
 from workingpapers.kernels.rows import skipped_rows
@@ -110,11 +110,14 @@ def rank_aware_class(base: Any) -> Any:
             return sparse
         return torch.cat([base.forward(self, x.narrow(-2, 0, dense)), sparse], -2)
 
-    return subclass(base, forward, rank_aware_class)
+    return skipper(subclass(base, forward, rank_aware_class))
 
 
 def _two_ways(layer: Any, x: Tensor, dense: Callable[..., Tensor]) -> Tensor:
     strong = torch.where(x.abs() * layer.rank_scale > layer.rank_below, x, 0)
+    whole, rank = layer.weight.numel(), len(layer.rank_right)
+    out = whole // x.shape[-1]
+    note(layer, strong, out, rank * (out + x.shape[-1]), whole)
     rows = layer.weight if transposed(layer) else layer.weight.t()
     found = skipped_rows(strong, rows)
     if found is None:
