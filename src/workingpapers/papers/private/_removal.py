@@ -1,6 +1,7 @@
 """Which ReLUs of a network matter: stages of one resolution, networks that keep some ReLUs, and their
 criticality."""
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,7 +61,9 @@ def keeping(model: nn.Module, x: Tensor, names: Collection[str] | None) -> nn.Mo
 def with_relus(model: nn.Module, x: Tensor) -> nn.Module:
     """Return a copy whose ReLUs are sites; units that are there stay as they are."""
     before = sites(model)
-    return with_sites(model, x[:2], lambda name, shape: before[name][0] if name in before else nn.ReLU())
+    return with_sites(
+        model, x[:2], lambda name, shape: copy.deepcopy(before[name][0]) if name in before else nn.ReLU()
+    )
 
 
 def alternate(names: Sequence[str]) -> list[str]:
