@@ -23,6 +23,7 @@ from workingpapers.papers.private._counts import (
     stages,
 )
 from workingpapers.papers.private._learning import distillation, softened
+from workingpapers.papers.private._linearize import linearize
 from workingpapers.papers.private._removal import Stage, active, alternate, criticality, held_out, keeping
 from workingpapers.papers.private._resizing import resized, scaled
 from workingpapers.papers.private._sites import sites
@@ -223,11 +224,13 @@ def test_the_method_keeps_to_its_budget() -> None:
     small = deepreduce(model, split, 0.3, 1, two_stages(), tries=2)
     assert 0 < relu_count(small, split.x_train[:1]) <= 288
     assert "of 960 ReLUs stay" in changes(small)[0]
-    whole = deepreduce(model, split, 1.0)
-    assert torch.equal(whole.eval()(split.x_test), model.eval()(split.x_test))
+    model.eval()
+    assert torch.equal(deepreduce(model, split, 1.0)(split.x_test), model(split.x_test))
     for wrong, words in ((0.0, "share of the ReLUs"), (1e-3, "no network of the method")):
         with pytest.raises(WorkingPapersError, match=words):
             deepreduce(model, split, wrong, 1, two_stages())
+    masked = linearize(model, split, 0.3, "random")
+    assert torch.equal(deepreduce(masked, split, 1.0)(split.x_test), masked(split.x_test))
     with pytest.raises(WorkingPapersError, match="Split of classes"):
         deepreduce(model, split.x_train)  # type: ignore[arg-type]
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from workingpapers.data import Split
 from workingpapers.errors import WorkingPapersError
-from workingpapers.papers.private._counts import Nonlinearity, nonlinearities, stages
+from workingpapers.papers.private._counts import Nonlinearity, kept_of, nonlinearities, stages
 from workingpapers.papers.private._learning import accuracy, frozen, train
-from workingpapers.papers.private._sites import sites, with_sites
+from workingpapers.papers.private._sites import Shape, sites, with_sites
 
 EXPONENT = 0.07
 
@@ -50,20 +50,19 @@ def active(model: nn.Module, x: Tensor) -> list[Nonlinearity]:
 def keeping(model: nn.Module, x: Tensor, names: Collection[str] | None) -> nn.Module:
     """Return a copy of `model` with ReLU at the named sites and the identity at all others.
 
-    None keeps those that there are.  What was the identity already stays so where its name is not asked for.
+    A unit of this family that stands at a named site stays, if any of its entries is nonlinear and its shape
+    the same. None keeps everything as it is.
     """
-    if names is None:
-        names = {n.name for n in nonlinearities(with_relus(model, x), x[:1]) if n.kept}
-    chosen = set(names)
-    return with_sites(model, x[:2], lambda name, shape: nn.ReLU() if name in chosen else nn.Identity())
-
-
-def with_relus(model: nn.Module, x: Tensor) -> nn.Module:
-    """Return a copy whose ReLUs are sites; units that are there stay as they are."""
     before = sites(model)
-    return with_sites(
-        model, x[:2], lambda name, shape: copy.deepcopy(before[name][0]) if name in before else nn.ReLU()
-    )
+
+    def build(name: str, shape: Shape) -> nn.Module:
+        if names is not None and name not in names:
+            return nn.Identity()
+        unit, old = before.get(name, (nn.ReLU(), shape))
+        stays = old == shape and (names is None or kept_of(unit, 1) > 0)
+        return copy.deepcopy(unit) if stays else nn.ReLU()
+
+    return with_sites(model, x[:2], build)
 
 
 def alternate(names: Sequence[str]) -> list[str]:

@@ -156,7 +156,7 @@ def autorep(
     Args:
         model: trained; it is the teacher.
         split: to train on.
-        budget: share of the ReLUs (a float) or their number (an int).
+        budget: share of the ReLUs (a float) or their number (an int); all of them leave the model untrained.
         epochs: of choosing at most; where the budget is not met by then, the highest scores stay.
         tune: epochs of training afterwards, with the choice fixed.
         degree: 2, 1, or None for the identity.
@@ -172,6 +172,7 @@ def autorep(
     x = split.x_train
     before = private_cost(model, x[:1])
     count = budget_count(budget, before.relus)
+    epochs, tune = (0, 0) if count == before.relus else (epochs, tune)
     student = selective(model, x[:256], degree, damping, seed)
     units: dict[str, Any] = units_of_kind(student, Selective)
     teacher, listed = frozen(model), list(units.values())
