@@ -6,11 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from workingpapers import __version__
-from workingpapers.cli import catalogue, digest, judging, models, serve, site, site_admin
+from workingpapers.cli import catalogue, digest, judging, models, serve, site, site_admin, sparse
 from workingpapers.cli._app import app
 from workingpapers.errors import WorkingPapersError
 
-__all__ = ["app", "catalogue", "digest", "judging", "main", "models", "serve", "site", "site_admin"]
+__all__ = ["app", "catalogue", "digest", "judging", "main", "models", "serve", "site", "site_admin", "sparse"]
 
 
 def _version(value: bool) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from workingpapers.claims import Verdict
     from workingpapers.experiments.comparison import Comparison, Row
     from workingpapers.verbs._inspection import Inspection
+    from workingpapers.verbs._tradeoff import Tradeoff
     from workingpapers.verbs.bench import Bench
     from workingpapers.verbs.check import Checked
 
@@ -107,6 +108,27 @@ def inspection(found: "Inspection") -> None:
     for check, why in found.failed.items():
         table.add_row(check, f"[red]failed: {escape(why)}[/red]")
     out.print(table)
+
+
+def tradeoff(found: "Tradeoff") -> None:
+    """Print every point of a sweep, those that no other one beats with a star."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for title in ("", "method", "target", "left out", found.points[0].measure, "rises by", "times as fast"):
+        table.add_column(title, no_wrap=True)
+    front = found.front
+    for point in found.points:
+        rise, low, high = point.rise
+        speed, slow, fast = point.speed
+        table.add_row(
+            "*" if point in front else "",
+            point.method,
+            f"{point.target:.0%}",
+            f"{point.sparsity:.1%}",
+            f"{point.after:.4g}",
+            f"{rise:+.1%} [{low:+.1%}, {high:+.1%}]",
+            f"{speed:.2f} [{slow:.2f}, {fast:.2f}]",
+        )
+    console().print(table)
 
 
 def bench(found: "Bench") -> None:
