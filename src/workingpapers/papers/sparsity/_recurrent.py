@@ -61,6 +61,8 @@ class RecurrentClassifier(nn.Module):
 def prune_rnn(model: nn.Module, percent: float, which: str = "both") -> nn.Module:
     """Return a copy of which the smallest weights of each recurrent matrix are 0, and stay so in training.
 
+    The masks are those of torch.nn.utils.prune, whose `remove` makes plain weights of it before a model is copied.
+
     Args:
         model: has layers nn.RNN, nn.LSTM or nn.GRU.
         percent: how many percent of a matrix go, rounded to a number of weights.
