@@ -30,6 +30,10 @@ def case():
     torch.manual_seed(0)
     return model(), (torch.randn(64, 8), torch.arange(64) % 2)
 
+def decoder():
+    model = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8))
+    return model, torch.randn(200, 8)
+
 def run(activation, lr, seed):
     return {"accuracy": 0.9 + 0.05 * (activation == "golu") + 0.01 * random.random(), "loss": lr}
 """
