@@ -120,10 +120,10 @@ class MackeyGlass:
 
 
 @torch.no_grad()
-def ported(model: HRSNN, num_inputs: int, num_outputs: int, seed: int = 0) -> HRSNN:
-    """Return a copy of a network with new input weights and a new readout, for another task."""
+def ported(model: HRSNN, num_inputs: int, num_outputs: int, seed: int = 0, scale: float = 1.0) -> HRSNN:
+    """Return a copy of a network with new input weights, times `scale`, and a new readout, for another task."""
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(len(model.tau), num_inputs, generator=generator) / math.sqrt(num_inputs)
+    drawn = scale * torch.randn(len(model.tau), num_inputs, generator=generator) / math.sqrt(num_inputs)
     other.inputs, other.readout = nn.Parameter(drawn), nn.Linear(len(model.tau), num_outputs)
     return other

@@ -162,15 +162,15 @@ def untrained(budget: Budget, seed: int) -> Evidence:
     found: dict[str, tuple[float, float]] = {}
     for by in ("lnp", *WAYS):
         scores_ = []
-        for task, shape in ((digits, (64, 10)), (series, (1, 1))):
+        for task, shape in ((digits, (64, 10, seed, 5.0)), (series, (1, 1, seed, 3.0))):
             model = sparse
             if by != "lnp":
-                whole = ported(dense, *shape, seed)
+                whole = ported(dense, *shape)
                 if by == "activity":
                     task.fitted(whole)
                 heard = digits.x[:300] if task is digits else series.series[None, :1000, None]
                 model = pruned(whole, edges, count, by, heard, seed)
-            scores_.append(task.fitted(ported(model, *shape, seed)))  # type: ignore[arg-type]
+            scores_.append(task.fitted(ported(model, *shape)))  # type: ignore[arg-type]
         found[by] = (scores_[0], scores_[1])
     accuracy = {by: value for by, (value, _) in found.items()}
     errors = {f"error_{by}": value for by, (_, value) in found.items()}
@@ -197,7 +197,7 @@ def diverse(budget: Budget, seed: int) -> Evidence:
     errors = []
     for heterogeneous in (True, False):
         sparse: Any = lnp(_network(budget, seed, heterogeneous), seed=seed)
-        errors.append(series.fitted(ported(sparse, 1, 1, seed)))
+        errors.append(series.fitted(ported(sparse, 1, 1, seed, 3.0)))
     return Evidence(ratio=errors[0] / errors[1], diverse=errors[0], equal=errors[1])
 
 

@@ -35,8 +35,8 @@ from workingpapers.tasks import Budget, fit, initialise
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Return the share of examples that a perceptron gets right."""
-    chain = chain_of(model)
-    return float((run(chain, inputs_of(model, x))[-1].argmax(1) == y).double().mean())
+    chain, rows = [w.to(x) for w in chain_of(model)], inputs_of(model, x).to(x)
+    return float((run(chain, rows)[-1].argmax(1) == y).double().mean())
 
 
 def sparsest(model: nn.Module, x: Tensor, y: Tensor, loss: float = 0.01) -> nn.Module:
