@@ -2,7 +2,7 @@
 
     python benchmarks/sparse_rows.py [--rounds N] [--save FOLDER]
 
-Every round draws new active neurons, so that none are in a cache from the round before; dense and sparse take turns.
+Every round draws new active neurons, so that none are in a cache from the last one; dense and sparse take turns.
 """
 
 import argparse
