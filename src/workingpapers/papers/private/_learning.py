@@ -123,13 +123,13 @@ def frozen(model: nn.Module) -> nn.Module:
 
 def cifar(budget: Budget, seed: int) -> Split:
     """Return CIFAR-10 pooled to 16x16, the choice of images by `seed`."""
-    train_count, test_count = budget.pick(quick=(2000, 1000), full=(20_000, 5000))
+    train_count, test_count = budget.pick(quick=(4000, 2000), full=(20_000, 5000))
     return images("cifar10", train=train_count, test=test_count, size=16, seed=seed)
 
 
 def fashion(budget: Budget, seed: int) -> Split:
     """Return Fashion-MNIST pooled to 14x14, the choice of images by `seed`."""
-    train_count, test_count = budget.pick(quick=(1500, 1000), full=(20_000, 5000))
+    train_count, test_count = budget.pick(quick=(3000, 2000), full=(20_000, 5000))
     return images("fashion_mnist", train=train_count, test=test_count, size=14, seed=seed)
 
 

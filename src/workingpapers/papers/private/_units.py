@@ -115,14 +115,16 @@ class Selective(Masked):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("variance", torch.ones(channels))
 
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return variance and mean of each channel."""
+        channel = 1 if self.mask.ndim == 3 else x.ndim - 1
+        return torch.var_mean(x.detach(), [d for d in range(x.ndim) if d != channel], correction=0)
+
     def fit(self, x: Tensor) -> None:
         """Take mean and variance of each channel from pre-activations (N, ...)."""
-        self.mean.copy_(self._flat(x).mean(1))
-        self.variance.copy_(self._flat(x).var(1, correction=0))
-
-    def _flat(self, x: Tensor) -> Tensor:
-        """Return (channels, everything else)."""
-        return x.detach().transpose(0, 1 if self.mask.ndim == 3 else -1).flatten(1)
+        variance, mean = self._moments(x)
+        self.mean.copy_(mean)
+        self.variance.copy_(variance)
 
     @torch.no_grad()
     def advance(self, x: Tensor) -> None:
@@ -130,15 +132,13 @@ class Selective(Masked):
         if self.learning:
             on, m, t = self.mask, self.score, self.threshold
             self.mask.copy_(torch.where(on, m > -t, m > t))
-        flat = self._flat(x)
-        self.mean.lerp_(flat.mean(1).to(self.mean), FRESH)
-        self.variance.lerp_(flat.var(1, correction=0).to(self.variance), FRESH)
+        variance, mean = self._moments(x)
+        self.mean.lerp_(mean.to(self.mean), FRESH)
+        self.variance.lerp_(variance.to(self.variance), FRESH)
 
     def soft(self) -> Tensor:
-        """Return h, with the gradient softplus(m) while it learns."""
+        """Return h, with the gradient softplus(m)."""
         hard = self.mask.to(self.score)
-        if not self.learning:
-            return hard
         slope = F.softplus(self.score.detach()) * self.score
         return hard + (slope - slope.detach())
 
@@ -148,15 +148,19 @@ class Selective(Masked):
             return x
         std = self.variance.sqrt().clamp_min(1e-3)
         found = [c.reshape(-1, 1, 1) if self.mask.ndim == 3 else c for c in dapa(self.mean, std, self.degree)]
-        y = found[0] / self.damping[0] + found[1] * x
-        return y if self.degree == 1 else y + found[2] / self.damping[1] * x * x
+        low = found[0] / self.damping[0]
+        if self.degree == 1:
+            return torch.addcmul(low, found[1], x)
+        return torch.addcmul(low, x, torch.addcmul(found[1], found[2] / self.damping[1], x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return h relu(x) + (1 - h) poly(x); in training states and statistics move first."""
         if self.training:
             self.advance(x)
-        h = self.soft()
-        return h * x.relu() + (1 - h) * self.polynomial(x)
+        other = self.polynomial(x)
+        if not self.learning:
+            return torch.where(self.mask, x.relu(), other)
+        return torch.lerp(other, x.relu(), self.soft())
 
     def settle(self, mask: Tensor | None = None) -> None:
         """End the learning of the states, at a mask where one is given; the scores take no gradient from now

@@ -249,7 +249,7 @@ def small_budget(budget: Budget, seed: int) -> Evidence:
     """
     split, share = cifar(budget, seed), 0.08
     model = dense(budget, split, seed)
-    epochs, tune = budget.pick(quick=(3, 2), full=(20, 10))
+    epochs, tune = budget.pick(quick=(2, 2), full=(20, 10))
     how: dict[str, Any] = {"lam": 1.0, "mask_lr": 2 / (epochs * (len(split.x_train) // 64)), "seed": seed}
     ours = autorep(model, split, share, epochs, tune, **how)
     linear = autorep(model, split, share, epochs, tune, None, **how)

@@ -221,8 +221,8 @@ def tune_bits(
 
 def trained_nets(budget: Budget, seed: int) -> dict[str, tuple[nn.Module, Split]]:
     """Return a residual network on CIFAR-10 (16x16) and a plain one on MNIST (14x14), trained."""
-    count, size = budget.pick(quick=(2000, 14), full=(20_000, 28))
-    digits = images("mnist", train=count, test=500, size=size, seed=seed)
+    count, size = budget.pick(quick=(4000, 14), full=(20_000, 28))
+    digits = images("mnist", train=count, test=1000, size=size, seed=seed)
     builds: dict[str, tuple[Callable[[], nn.Module], Split]] = {
         "cifar10": (lambda: residual_cnn(3, 10), cifar(budget, seed)),
         "mnist": (lambda: cnn(1, 10, size=size), digits),

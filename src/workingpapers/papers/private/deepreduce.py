@@ -242,7 +242,7 @@ def accuracy_per_relu(budget: Budget, seed: int) -> Evidence:
     split, epochs = fashion(budget, seed), budget.pick(quick=3, full=15)
     model, how = teacher(budget, split, seed), {"lr": 1e-3, "seed": seed}
     inner = held_out(split, seed=seed)
-    order = ordered(criticality(model, inner, budget.pick(quick=1, full=10), **how))  # type: ignore[arg-type]
+    order = ordered(criticality(model, inner, budget.pick(quick=2, full=10), **how))  # type: ignore[arg-type]
     whole, found = active(model, split.x_train), {}
     total = sum(n.kept for n in whole)
     tries = budget.pick(quick=2, full=3)
@@ -279,7 +279,7 @@ def unequal_stages(budget: Budget, seed: int) -> Evidence:
     A criticality below a hundredth of the highest counts as that.
     """
     split = fashion(budget, seed)
-    model, epochs = teacher(budget, split, seed), budget.pick(quick=2, full=15)
+    model, epochs = teacher(budget, split, seed), budget.pick(quick=3, full=15)
     order = ordered(criticality(model, held_out(split, seed=seed), epochs, seed=seed))
     high, low = order[-1].criticality, order[0].criticality
     reached = []

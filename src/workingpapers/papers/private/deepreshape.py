@@ -232,7 +232,7 @@ def equal_relus(budget: Budget, seed: int) -> Evidence:
     ReLUs at which 5-5-3 with m = 1, 2, 3 reaches its accuracy, 10 where it does not; `flops` are the 5-5-3's
     over the ResNet's.
     """
-    split, epochs = cifar(budget, seed), budget.pick(quick=6, full=40)
+    split, epochs = cifar(budget, seed), budget.pick(quick=4, full=40)
     pairs = {(5, 5, 3): (3, 7), (5, 7, 2): (2, 5)}
     found = {
         factors: (_trained(split, m, factors, epochs, seed), _trained(split, base, (2, 2, 2), epochs, seed))

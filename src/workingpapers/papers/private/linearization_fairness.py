@@ -186,7 +186,7 @@ def _draw(numbers: Mapping[str, float], budgets: Sequence[float]) -> Any:
 def uneven(budget: Budget, seed: int) -> tuple[Split, Groups]:
     """Return Fashion-MNIST (14x14) with a tenth of the shirts and pullovers to train on, which are the
     minority."""
-    count, test = budget.pick(quick=(3000, 1000), full=(20_000, 5000))
+    count, test = budget.pick(quick=(6000, 2000), full=(20_000, 5000))
     split = images("fashion_mnist", train=count, test=test, size=14, seed=seed)
     rare = torch.isin(split.y_train, torch.tensor([2, 6]))
     drawn = torch.rand(len(rare), generator=torch.Generator().manual_seed(seed))
