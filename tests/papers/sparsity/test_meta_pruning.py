@@ -233,7 +233,7 @@ def test_rewriting_adds_a_share_of_what_is_decoded() -> None:
 def test_pruning_takes_the_weakest_until_it_is_fast_enough() -> None:
     model, x = shaken(small_cnn()), torch.randn(2, 1, 8, 8)
     whole = channels_of(model, x)
-    for speed_up in (1.0, 2.0, 4.0):
+    for speed_up in (1.0, 2.0, 3.0):
         smaller: Any = prune(model, x, speed_up)
         work = channels_of(smaller, x).macs(smaller)
         assert whole.macs(model) / work >= speed_up
@@ -253,7 +253,7 @@ def test_pruning_takes_the_weakest_until_it_is_fast_enough() -> None:
 
 def test_meta_training_lowers_the_loss_and_leaves_its_models() -> None:
     split = images("digits", train=64, test=32)
-    models = [initialise(lambda: residual_cnn(1, 10, (6,)), k) for k in range(2)]
+    models = [initialise(lambda: residual_cnn(1, 10, (4,)), k) for k in range(2)]
     before = [copy.deepcopy(m.state_dict()) for m in models]
     net = Metanetwork(1, 8, ratio=0.1)
 
@@ -265,14 +265,14 @@ def test_meta_training_lowers_the_loss_and_leaves_its_models() -> None:
         return float(sum(v.detach() for v in values))
 
     first = loss()
-    assert meta_train(models, split, net, steps=30, lr=5e-3, reg=0.0) is net
+    assert meta_train(models, split, net, steps=12, lr=1e-2, reg=0.0) is net
     assert loss() < first
     for model, held in zip(models, before, strict=True):
         assert all(torch.equal(v, held[n]) for n, v in model.state_dict().items())
     with pytest.raises(WorkingPapersError, match="at least one trained network"):
         meta_train([], split)
     pulled, free = (
-        meta_train(models, split, Metanetwork(1, 8, ratio=0.1), steps=20, lr=5e-3, reg=reg)
+        meta_train(models, split, Metanetwork(1, 8, ratio=0.1), steps=8, lr=1e-2, reg=reg)
         for reg in (300, 0)
     )
     sizes: list[Tensor] = [
