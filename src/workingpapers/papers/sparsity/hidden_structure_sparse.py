@@ -31,10 +31,9 @@ from workingpapers.papers.sparsity._compressing import (
     run_pruning,
 )
 from workingpapers.papers.sparsity._genomes import CellNet, CellSpace, Genome, genetic_search
-from workingpapers.papers.sparsity._reber import reber
 from workingpapers.papers.sparsity._structures import predict_performance
 from workingpapers.papers.sparsity._unit_graphs import GraphNet, structure
-from workingpapers.papers.sparsity.sparse_rnn_study import random_graphs, sparse_rnn_study
+from workingpapers.papers.sparsity.sparse_rnn_study import wired
 from workingpapers.tasks import Budget, fit, initialise, mlp
 
 __all__ = [
@@ -158,10 +157,7 @@ def blind_and_uniform(budget: Budget, seed: int) -> Evidence:
 )
 def structure_predicts(budget: Budget, seed: int) -> Evidence:
     """R^2 on graphs held out, the better of a random forest and AdaBoost, alone and over shuffled accuracies."""
-    split = reber(*budget.pick(quick=(800, 500), full=(18_750, 6250)), seed=seed)
-    count, nodes = budget.pick(quick=(30, (8, 30)), full=(200, (10, 50)))
-    graphs = random_graphs(count, nodes, seed)
-    found = sparse_rnn_study(split, graphs, "tanh", budget.pick(quick=3, full=15), seed).numbers
+    found = wired(budget, seed, ("forest", "adaboost")).numbers
     best = max(("forest", "adaboost"), key=lambda name: found[f"r2 {name}"])
     return Evidence(r2=found[f"r2 {best}"], over_control=found[f"r2 {best}"] - found[f"control {best}"])
 

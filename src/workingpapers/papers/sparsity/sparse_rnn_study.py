@@ -217,6 +217,15 @@ def withstand_pruning(budget: Budget, seed: int) -> Evidence:
     return Evidence(**figures, drop_at_90=sum(drops) / len(drops))
 
 
+def wired(budget: Budget, seed: int, regressors: Sequence[str]) -> Finding:
+    """Return the study of networks of tanh cells wired by graphs, on strings of up to 16 symbols (full: 24)."""
+    train, test, longest = budget.pick(quick=(1000, 500, 16), full=(18_750, 6250, 24))
+    split = reber(train, test, seed, longest)
+    count, nodes = budget.pick(quick=(24, (8, 26)), full=(200, (10, 50)))
+    graphs = random_graphs(count, nodes, seed)
+    return sparse_rnn_study(split, graphs, "tanh", budget.pick(quick=5, full=15), seed, regressors)
+
+
 @claim(
     "sparse_rnn_study",
     "Performance of recurrent nets built from random graphs relates to properties of the underlying graph.",
@@ -225,11 +234,7 @@ def withstand_pruning(budget: Budget, seed: int) -> Evidence:
 )
 def graphs_predict(budget: Budget, seed: int) -> Evidence:
     """R^2 of a random forest on graphs held out, over the same with shuffled accuracies; tanh cells."""
-    split = reber(*budget.pick(quick=(800, 500), full=(18_750, 6250)), seed=seed)
-    count, nodes = budget.pick(quick=(30, (8, 30)), full=(200, (10, 50)))
-    epochs = budget.pick(quick=3, full=15)
-    graphs = random_graphs(count, nodes, seed)
-    found = sparse_rnn_study(split, graphs, "tanh", epochs, seed, ("forest",)).numbers
+    found = wired(budget, seed, ("forest",)).numbers
     r2, control = found["r2 forest"], found["control forest"]
     return Evidence(
         over_control=r2 - control, r2=r2, accuracy=found["accuracy"], deviation=found["deviation"]
