@@ -94,8 +94,9 @@ class ChainRunner:
                 f"{blocks!r} is no list of blocks that hand one tensor on; of these, {known}"
             )
         self.blocks, self.tuples = blocks, found[blocks]
-        self.holder: Any = model.get_submodule(blocks)
-        self.layers: list[nn.Module] = list(self.holder)
+        holder: Any = model.get_submodule(blocks)
+        self.holder = holder
+        self.layers: list[nn.Module] = list(holder)
 
     @property
     def original(self) -> Chain:
