@@ -151,7 +151,9 @@ def _contender(name: str, own: str, device: str, dtype: str) -> nn.Module:
     found = component(own if name in FORMS else name)
     if found.kind != "activation":
         raise WorkingPapersError(f"bench times activations; {found.name!r} is a {found.kind}")
-    module: nn.Module = make(found.name).to(device=device, dtype=DTYPES[dtype])
+    module: nn.Module = make(found.name, **found.properties.get("options", {})).to(
+        device=device, dtype=DTYPES[dtype]
+    )
     if name == "compile":
         compiled: Any = torch.compile(module)
         return compiled  # type: ignore[no-any-return]
