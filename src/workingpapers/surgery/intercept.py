@@ -108,6 +108,7 @@ def shielded(base: Any) -> Any:
 
 def subclass(base: Any, forward: Callable[..., Any], make: Callable[[Any], Any]) -> Any:
     """Return a subclass of a module's class with another `forward`, which copies and pickles by `make(base)`."""
+
     def reduce(self: nn.Module, protocol: Any) -> Any:
         return _new, (make, base), self.__getstate__()
 

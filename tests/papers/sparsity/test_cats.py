@@ -43,7 +43,9 @@ GIVEN = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0}
 
 @pytest.fixture(autouse=True)
 def _always_skip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_costs", lambda dtype, threads: Costs(((1.0, 1.0, 0.0, 0.0), (2.0, 1.0, 0.0, 0.0))))
+    monkeypatch.setattr(
+        rows, "_costs", lambda dtype, threads: Costs(((1.0, 1.0, 0.0, 0.0), (2.0, 1.0, 0.0, 0.0)))
+    )
 
 
 def tokens(*shape: int) -> Tensor:

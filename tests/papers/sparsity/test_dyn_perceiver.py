@@ -252,7 +252,7 @@ def test_backbones_that_do_not_fit() -> None:
     with pytest.raises(WorkingPapersError, match="no module 'layer5'"):
         wrap(backbone, x, ("layer1", "layer2", "layer3", "layer5"))
     with pytest.raises(WorkingPapersError, match="a stem and four stages; got 3 stages"):
-        wrap(backbone, x, ("layer1", "layer2", "layer3"), stem=["conv1", "bn1", "relu", "maxpool"])
+        wrap(backbone, x, ("layer1", "layer2", "layer3"), ["conv1", "bn1", "relu", "maxpool"], 5)
     headless = nn.Sequential(*list(backbone.children())[:-1])
     with pytest.raises(WorkingPapersError, match="give num_classes"):
         wrap(headless, x, ("4", "5", "6", "7"))

@@ -272,8 +272,7 @@ def test_meta_training_lowers_the_loss_and_leaves_its_models() -> None:
     with pytest.raises(WorkingPapersError, match="at least one trained network"):
         meta_train([], split)
     pulled, free = (
-        meta_train(models, split, Metanetwork(1, 8, ratio=0.1), steps=8, lr=1e-2, reg=reg)
-        for reg in (300, 0)
+        meta_train(models, split, Metanetwork(1, 8, ratio=0.1), steps=8, lr=1e-2, reg=reg) for reg in (300, 0)
     )
     sizes: list[Tensor] = [
         sum((w.square().sum() for w in graph_of(rewrite(models[0], split.x_train, n), 1).parameters().values()),

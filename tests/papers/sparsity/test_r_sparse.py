@@ -25,7 +25,9 @@ from workingpapers.papers.sparsity.sparsing_law import next_token_loss
 
 @pytest.fixture(autouse=True)
 def _always_skip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "_costs", lambda dtype, threads: Costs(((1.0, 1.0, 0.0, 0.0), (2.0, 1.0, 0.0, 0.0))))
+    monkeypatch.setattr(
+        rows, "_costs", lambda dtype, threads: Costs(((1.0, 1.0, 0.0, 0.0), (2.0, 1.0, 0.0, 0.0)))
+    )
 
 
 @pytest.mark.parametrize("count", [1, 30], ids=["skipping", "dense"])

@@ -33,11 +33,15 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, at: Tensor
 ) -> Tensor:
     """Return the outputs (B, 1, H, D) of single queries over positions `at` (B, G, K), negative ones left out."""
-    index = at.clamp(min=0)[..., None].expand(-1, -1, -1, key.shape[-1])
-    keys, values = key.gather(2, index), value.gather(2, index)
+    batch, groups, n, _ = key.shape
+    heads = torch.arange(batch * groups, device=key.device).view(batch, groups, 1)
+    index = (heads * n + at.clamp(min=0)).flatten()  # whole rows: several times faster than gather
+    keys, values = (
+        x.flatten(0, 2).index_select(0, index).view(batch, groups, -1, x.shape[-1]) for x in (key, value)
+    )
     row: Tensor = (at >= 0)[:, :, None]  # (B, G, 1, K)
     if mask is not None:
-        own = mask[:, :, -1:].expand(-1, key.shape[1], -1, -1).gather(3, at.clamp(min=0)[:, :, None])
+        own = mask[:, :, -1:].expand(-1, groups, -1, -1).gather(3, at.clamp(min=0)[:, :, None])
         row = row & own if own.dtype == torch.bool else own.masked_fill(~row, -torch.inf)
     grouped = query.unflatten(1, (key.shape[1], -1)).squeeze(3)
     out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=row, scale=scaling)
