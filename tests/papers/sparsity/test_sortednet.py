@@ -156,7 +156,8 @@ def test_a_decoder_is_cut_and_generates_with_its_cache() -> None:
     assert layer.mlp.gate_proj.weight.shape == (12, 16)
     assert layer.self_attn.q_proj.weight.shape == (8, 16)
     assert torch.equal(layer.self_attn.o_proj.weight, model.model.layers[1].self_attn.o_proj.weight[:, :8])
-    made = small.generate(x, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    small.generation_config.eos_token_id = None
+    made = small.generate(x, attention_mask=torch.ones_like(x), max_new_tokens=4, do_sample=False)
     assert torch.equal(made[:, 7:], small(made[:, :-1]).logits.argmax(-1)[:, 6:])
     with at(net, Size(0.5, 2)):
         torch.testing.assert_close(net(made).logits, small(made).logits)

@@ -123,7 +123,7 @@ def contenders(budget: Budget, seed: int, name: str) -> tuple[dict[str, Any], Sp
 
     The two to compare with have wider stages, so that all three cost about as much.
     """
-    train, test, epochs = budget.pick(quick=(1500, 1000, 6), full=(8000, 2000, 6))
+    train, test, epochs = budget.pick(quick=(1500, 1000, 10), full=(8000, 2000, 6))
     split = images(name, train=train + 500, test=test, size=budget.pick(quick=14, full=28), seed=seed)
     held, x, y = split.x_train[train:], split.x_train[:train], split.y_train[:train]
     split = replace(split, x_train=x, y_train=y)

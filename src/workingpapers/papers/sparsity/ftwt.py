@@ -211,7 +211,7 @@ def _trained(budget: Budget, seed: int) -> _Case:
     widths = budget.pick(quick=(16, 32, 64), full=(64, 128, 256))
     model = initialise(partial(vgg, widths), seed)
     done = fit(model, split, epochs=8, lr=2e-3, every=10**9, seed=seed)
-    return _Case(model, split, done.metrics["accuracy"], budget.pick(quick=4, full=8))
+    return _Case(model, split, done.metrics["accuracy"], budget.pick(quick=10, full=8))
 
 
 @claim(
