@@ -140,10 +140,10 @@ def recall(budget: Budget, seed: int) -> Evidence:
     Over StreamingLLM's (a ratio) and over H2O's (a difference); `mass_ratio` is the attention captured over what
     the best K tokens of each step have.
     """
-    keys, context, asked = budget.pick(quick=(16, 96, 6), full=(30, 480, 8))
-    problem = Recall(keys, 8, context, asked)
-    dim, layers, steps = budget.pick(quick=(64, 2, 400), full=(128, 4, 4000))
-    model = initialise(lambda: recall_model(problem.vocabulary, dim, layers, 2 * context), seed)
+    keys, values, context, asked = budget.pick(quick=(8, 8, 64, 8), full=(30, 8, 480, 8))
+    problem = Recall(keys, values, context, asked)
+    dim, layers, steps = budget.pick(quick=(64, 2, 800), full=(128, 4, 5000))
+    model = initialise(lambda: recall_model(problem.vocabulary, dim, layers, 1000), seed)
     fit(model, problem, steps=steps, batch=16, lr=3e-3, schedule="warmup_cosine", seed=seed, every=steps)
     count = budget.pick(quick=200, full=1000)
     own = recall_accuracy(model, Recycled(0.125, 10, 0.25, None, 1), problem, count, seed)

@@ -14,7 +14,7 @@ from workingpapers.tasks import Problem
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images (N, 1, S, S), labels (N, S, S) with 10 for the background, and how many digits each has (N,)."""
+    """Images (N, 1, S, S) from -2 to 2, labels (N, S, S), 10 for the background, and their numbers of digits (N,)."""
 
     x: Tensor
     y: Tensor
@@ -39,7 +39,7 @@ def scenes(count: int, size: int, part: str, seed: int) -> Scenes:
             patch, ink = x[i, :, a : a + height, b : b + height], source[own]
             patch.copy_(torch.maximum(patch, ink))
             y[i, a : a + height, b : b + height][ink[0] > 0.4] = labels[own]
-    return Scenes(x - 0.5, y, digits)
+    return Scenes(4 * (x - 0.5), y, digits)
 
 
 class TokenHead(nn.Module):
