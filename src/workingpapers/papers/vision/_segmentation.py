@@ -14,7 +14,7 @@ from workingpapers.tasks import Problem
 
 @dataclass(frozen=True)
 class Scenes:
-    """Images (N, 1, S, S) from -2 to 2, labels (N, S, S), 10 for the background, and their numbers of digits (N,)."""
+    """Images (N, 1, S, S) from -2 to 2, labels (N, S, S), 10 for the background, and counts of digits (N,)."""
 
     x: Tensor
     y: Tensor
