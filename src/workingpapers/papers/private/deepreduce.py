@@ -156,7 +156,7 @@ def within(
     def expected(plan: Plan) -> float:
         return plan.alpha * plan.rho**2 * sum(sizes.get(name, 0) for name in plan.names(order))
 
-    every = sorted(plans(len(order)), key=lambda p: (-expected(p), -p.alpha * p.rho, p.thinned))
+    every = sorted(plans(len(order)), key=lambda p: (-p.alpha * p.rho**2, -expected(p), p.thinned))
     fitting: list[tuple[Plan, nn.Module]] = []
     for plan in every:
         if expected(plan) > 1.5 * budget or len(fitting) == max(tries, 1):
@@ -197,7 +197,7 @@ def deepreduce(
         budget: share of the ReLUs that may stay, above 0 to 1; 1 returns a copy.
         epochs: of training for each network.
         order: stages with the least critical first; measured where it is not given.
-        tries: of the plans within the budget so many are trained, those that keep most.
+        tries: of the plans within the budget so many are trained, as `within` gives them.
         lr, seed: of Adam; of the data's order.
 
     Raises:

@@ -259,14 +259,17 @@ def fair_fine_tuning(budget: Budget, seed: int) -> Evidence:
     "linearization_fairness",
     "The effect is explained mathematically through the decision boundary under restricted assumptions.",
     holds=at_most(0.9, of="distance_ratio"),
+    calibrated="the mean over points that the network gets right in place of all: on seed 1000 missed points, "
+    "whose distance is 0, decided the ratio (0.04)",
 )
 def nearer_the_boundary(budget: Budget, seed: int) -> Evidence:
     """DeepFool's distance of the minority's test points from the dense network's boundary, over the
     majority's."""
     split, groups = uneven(budget, seed)
     model, most = dense_net(budget, split, seed), budget.pick(quick=200, full=1000)
-    mean = {}
+    mean, every = {}, {}
     for g in (0, 1):
         mine = (groups.test == g).nonzero()[:, 0][:most]
-        mean[g] = float(deepfool(model, split.x_test[mine], split.y_test[mine]).mean())
-    return Evidence(distance_ratio=mean[1] / mean[0], majority=mean[0])
+        found = deepfool(model, split.x_test[mine], split.y_test[mine])
+        mean[g], every[g] = float(found[found > 0].mean()), float(found.mean())
+    return Evidence(distance_ratio=mean[1] / mean[0], with_missed=every[1] / every[0], majority=mean[0])
