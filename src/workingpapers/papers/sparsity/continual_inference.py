@@ -236,10 +236,11 @@ def adapt(model: nn.Module, how: str, split: Split, epochs: int, keep: float, se
     own = with_adapters(model, how, 8, seed=seed)
     stages = max(epochs // 2, 1)
     for stage in range(1, stages + 1):
-        fit(own, split, epochs=1, lr=2e-3, seed=seed + 1000 * stage)
+        fit(own, split, epochs=1, lr=2e-3, batch=32, seed=seed + 1000 * stage)
         share = keep + (1 - keep) * (1 - stage / stages) ** 3
         prune(own, units, importance(own, split.x_train[:500], split.y_train[:500]), share)
-    last = fit(own, split, epochs=max(epochs - stages, 1), lr=2e-3, schedule="cosine", seed=seed)
+    rest = max(epochs - stages, 1)
+    last = fit(own, split, epochs=rest, lr=2e-3, batch=32, schedule="cosine", seed=seed)
     return last.metrics["accuracy"], sum(a.learnt() for a in adapted(own).values())
 
 
@@ -253,7 +254,7 @@ def adapt(model: nn.Module, how: str, split: Split, epochs: int, keep: float, se
 def adapters(budget: Budget, seed: int) -> Evidence:
     """A CNN pretrained on MNIST goes to Fashion-MNIST with 30 % of its channels: SPLoRA less fine-tuning."""
     first, train, test, size, width, epochs = budget.pick(
-        quick=(3000, 2000, 1000, 14, 128, 6), full=(20000, 5000, 5000, 28, 128, 30)
+        quick=(2000, 1500, 1000, 14, 160, 5), full=(20000, 5000, 5000, 28, 160, 30)
     )
     network = initialise(partial(small_cnn, width), seed)
     fit(network, images("mnist", train=first, test=200, size=size, seed=seed), epochs=2, lr=2e-3, seed=seed)

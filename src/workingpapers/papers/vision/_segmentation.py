@@ -22,7 +22,10 @@ class Scenes:
 
 
 def scenes(count: int, size: int, part: str, seed: int) -> Scenes:
-    """Return `count` scenes of 1 to 6 digits of MNIST's `part` ("train" or "test"), of 28 x 28 on 64 x 64."""
+    """Return `count` scenes of 1 to 6 digits of MNIST's `part` ("train" or "test"), of 28 x 28 on 64 x 64.
+
+    Their places are multiples of 4 pixels, the patches that the small transformers see.
+    """
     generator = torch.Generator().manual_seed(seed * 2 + (part == "test"))
     height = round(28 * size / 64)
     split = images("mnist", train=2000, test=1000, seed=seed, normalise=False)
@@ -35,7 +38,7 @@ def scenes(count: int, size: int, part: str, seed: int) -> Scenes:
     for i in range(count):
         for _ in range(int(digits[i])):
             own = int(torch.randint(len(source), (1,), generator=generator))
-            a, b = torch.randint(size - height + 1, (2,), generator=generator).tolist()
+            a, b = (4 * torch.randint((size - height) // 4 + 1, (2,), generator=generator)).tolist()
             patch, ink = x[i, :, a : a + height, b : b + height], source[own]
             patch.copy_(torch.maximum(patch, ink))
             y[i, a : a + height, b : b + height][ink[0] > 0.4] = labels[own]
