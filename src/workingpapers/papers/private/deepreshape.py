@@ -149,9 +149,7 @@ def _example(generator: torch.Generator) -> tuple[Any, ...]:
     return model, x[:4], Split(x, y, x, y, 3, "example"), (3,), 3, 1
 
 
-@paper("deepreshape", example=_example, preserves=None    calibrated="the family is m = 2, 3, 4 in place of 1, 2, 3, whose largest member on seed 1000 was just below the "
-    "ResNet, so that nothing could be interpolated",
-)
+@paper("deepreshape", example=_example, preserves=None)
 def deepreshape(
     model: nn.Module,
     split: Split,
@@ -226,6 +224,8 @@ def _trained(split: Split, m: int, factors: Sequence[int], epochs: int, seed: in
     holds=all_of(
         at_least(-0.01, of="over_resnet"), at_least(0.38, of="accuracy"), at_most(1.0, of="relus_needed")
     ),
+    calibrated="the family is m = 2, 3, 4 in place of 1, 2, 3, whose largest member on seed 1000 was just below "
+    "the ResNet, so that nothing could be interpolated",
 )
 def equal_relus(budget: Budget, seed: int) -> Evidence:
     """Test accuracy on CIFAR-10 (16x16) of HybReNets over ResNets with as many ReLUs, within 3 %.
