@@ -273,11 +273,11 @@ def early_exits(budget: Budget, seed: int) -> Evidence:
     `follows_digits` is the rank correlation of an image's operations with its number of digits;
     `lost_without_context` is for k = 0.
     """
-    train, test, size, dim, epochs = budget.pick(quick=(800, 200, 32, 48, 8), full=(8000, 1000, 64, 96, 30))
+    train, test, size, dim, epochs = budget.pick(quick=(900, 120, 32, 48, 10), full=(8000, 1000, 64, 96, 30))
     problem = Segmentation(scenes(train, size, "train", seed), scenes(test, size, "test", seed))
     plain = initialise(lambda: vit(1, size, 4, 11, dim=dim, depth=6, heads=4), seed)
     model = dtop(plain, (2, 4), 11, seed=seed)
-    fit(model, problem, epochs=epochs, batch=20, lr=2e-3, schedule="warmup_cosine", seed=seed, every=10**6)
+    fit(model, problem, epochs=epochs, batch=10, lr=2e-3, schedule="warmup_cosine", seed=seed, every=10**6)
     x, y = problem.test.x, problem.test.y
     variants = {"all": (1.0, 5), "own": (0.95, 5), "no context": (0.95, 0), "random": (0.95, 5)}
     found = {}
