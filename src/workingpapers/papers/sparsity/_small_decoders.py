@@ -1,14 +1,12 @@
 """Small character decoders whose feed-forward layers have any width and activation, gated or not."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from workingpapers.data import text
-from workingpapers.tasks import Budget, LanguageModelling, char_gpt, fit, initialise
+from workingpapers.tasks import char_gpt
 from workingpapers.tasks.transformers import CharGPT
 
 
@@ -48,19 +46,3 @@ def decoder(
             block.contract.weight.mul_((2 * depth) ** -0.5)
             block.contract.bias.zero_()
     return model
-
-
-def trained_decoder(
-    budget: Budget, seed: int, activation: Callable[[], nn.Module]
-) -> tuple[nn.Module, Tensor, Tensor]:
-    """Train a gated character decoder on tinyshakespeare; return it, and rows of its training and its test text."""
-    dim, depth, width, context = budget.pick(quick=(64, 2, 176, 32), full=(128, 4, 352, 256))
-    problem = LanguageModelling(text("tinyshakespeare"), context, budget.pick(quick=10_000, full=20_000))
-    build = partial(decoder, len(problem.text.vocabulary), context, dim, depth, width, activation, True)
-    model = initialise(build, seed)
-    fit(model, problem, steps=700, lr=2e-3, batch=16, seed=seed)
-    count = budget.pick(quick=10_000, full=20_000) // context
-    first, last = (
-        part[: count * context].view(count, context) for part in (problem.text.train, problem.text.test)
-    )
-    return model.eval(), first, last

@@ -33,8 +33,8 @@ from workingpapers.experiments import Evidence, all_of, at_least, at_most
 from workingpapers.kernels.rows import gated_rows, kept
 from workingpapers.kernels.timing import median_seconds
 from workingpapers.papers.sparsity._cett import Keep, downs_of, keeping
-from workingpapers.papers.sparsity._small_decoders import trained_decoder
 from workingpapers.papers.sparsity._sparse_examples import tiny_decoder
+from workingpapers.papers.sparsity._trained_decoders import trained_decoder
 from workingpapers.papers.sparsity.sparsing_law import next_token_loss
 from workingpapers.surgery import note_changes, replace_modules
 from workingpapers.surgery.collect import collect

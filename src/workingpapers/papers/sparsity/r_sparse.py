@@ -26,8 +26,8 @@ from workingpapers.kernels.rows import weighted_rows
 from workingpapers.kernels.timing import median_seconds
 from workingpapers.papers.sparsity._cett import keeping
 from workingpapers.papers.sparsity._rank_aware import Factors, budgeted, factorise, inner_layers, rank_aware
-from workingpapers.papers.sparsity._small_decoders import trained_decoder
 from workingpapers.papers.sparsity._sparse_examples import tiny_decoder
+from workingpapers.papers.sparsity._trained_decoders import trained_decoder
 from workingpapers.papers.sparsity.sparsing_law import next_token_loss
 from workingpapers.surgery import note_changes, replace_modules
 from workingpapers.tasks import Budget
