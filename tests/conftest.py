@@ -1,17 +1,12 @@
 """The test room: harsher than the user's.  NaN-filled memory, no network by accident, one thread, own folders."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
-from time import perf_counter
 from zlib import crc32
 
 import pytest
 from hypothesis import settings
-from tests.untraced import untraced
 
 pytest_plugins = ["tests.collection"]
 
@@ -53,19 +48,3 @@ def _own_draws(request: pytest.FixtureRequest) -> None:
     import torch
 
     torch.manual_seed(crc32(request.node.nodeid.encode()))
-
-
-TRACED = 3.0  # seconds of one test function in one process
-_SPENT: Counter[str] = Counter()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Trace the first cases of a test function: the others go through the same lines, faster untraced."""
-    function = item.nodeid.partition("[")[0]
-    start = perf_counter()
-    try:
-        with untraced() if _SPENT[function] > TRACED else nullcontext():
-            return (yield)
-    finally:
-        _SPENT[function] += perf_counter() - start

@@ -30,12 +30,20 @@ def noted(a, seed):
     with open(f"{folder}/log", "a") as file:
         file.write(f"{a} {seed}\\n")
 
+def mark(what):
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        with open(f"{folder}/marks", "a") as file:
+            file.write(f"{what} {ray.get_runtime_context().get_node_id()}\\n")
+
 def draw(a, seed):
     import torch
     noted(a, seed)
+    mark("begin")
     for step in range(4):
         time.sleep(PAUSE)
         yield {"x": beside.shift(a) + torch.rand(()), "threads": torch.get_num_threads()}
+    mark("end")
 
 def end(a, seed):
     noted(a, seed)
@@ -67,8 +75,13 @@ warnings.simplefilter("error")
 
 def lose_a_node():
     '''Take the second node away while a run is in the midst of its work there.'''
-    while not Path(f"{folder}/log").exists() or len(Path(f"{folder}/log").read_text().splitlines()) < 4:
-        time.sleep(0.05)
+    marks = Path(f"{folder}/marks")
+    while True:
+        lines = marks.read_text().splitlines() if marks.exists() else []
+        begun, ended = (lines.count(f"{what} {node.node_id}") for what in ("begin", "end"))
+        if len(lines) >= 4 and begun > ended:
+            break
+        time.sleep(0.01)
     two.remove_node(node)
 
 threading.Thread(target=lose_a_node).start()
